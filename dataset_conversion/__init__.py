@@ -1,0 +1,1 @@
+"""Challenge datasets into nnU-Net raw format, one file per challenge."""

@@ -1,0 +1,1 @@
+"""What disturbed views must agree on: pseudo labels, masked losses, ramps."""

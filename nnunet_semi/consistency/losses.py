@@ -1,0 +1,89 @@
+"""Segmentation losses against pseudo labels, with a mask of the voxels that count."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+from nnunetv2.utilities.helpers import softmax_helper_dim1
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def downsample(label: Tensor, shape: Sequence[int]) -> Tensor:
+    """A label map or mask (B, C, *spatial) at a coarser shape, by nearest neighbour as nnU-Net does for its targets."""
+    if tuple(label.shape[2:]) == tuple(shape):
+        return label
+    return functional.interpolate(label.float(), tuple(shape), mode="nearest-exact").to(label.dtype)
+
+
+class PseudoLabelLoss(nn.Module):
+    """Cross entropy and soft Dice against a pseudo label, summed over the resolutions of deep supervision.
+
+    Where labels are classes, the loss is softmax cross entropy and Dice without background, as in nnU-Net's
+    DC_and_CE_loss; with regions it is binary cross entropy and Dice of each region, as in DC_and_BCE_loss. Unlike
+    those it takes a mask of its own, needs no ignore label for it, and is 0 where nothing counts: the Dice part is
+    1 - Dice.
+
+    Args:
+        regions: outputs are regions (sigmoid) instead of classes (softmax).
+        weight_ce: weight of the cross entropy.
+        weight_dice: weight of the Dice part.
+        resolution_weights: weight of each output, finest first, as in nnU-Net's deep supervision.
+        batch_dice: Dice of the whole batch instead of each sample.
+        ddp: gather the batch Dice over processes.
+    """
+
+    def __init__(
+        self,
+        regions: bool = False,
+        weight_ce: float = 1.0,
+        weight_dice: float = 1.0,
+        resolution_weights: Sequence[float] = (1.0,),
+        batch_dice: bool = False,
+        ddp: bool = False,
+    ) -> None:
+        super().__init__()
+        self.regions = regions
+        self.weight_ce = weight_ce
+        self.weight_dice = weight_dice
+        self.resolution_weights = tuple(resolution_weights)
+        nonlinearity = torch.sigmoid if regions else softmax_helper_dim1
+        self.dice = MemoryEfficientSoftDiceLoss(nonlinearity, batch_dice, do_bg=regions, smooth=1e-5, ddp=ddp)
+
+    def forward(self, outputs: Tensor | Sequence[Tensor], label: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The loss, a scalar.
+
+        Args:
+            outputs: logits (B, K, *spatial), or a list of them from fine to coarse.
+            label: pseudo label at full resolution, (B, 1, *spatial) classes or (B, K, *spatial) regions.
+            mask: True where a voxel counts, (B, 1, *spatial) or of the label's shape; None counts every voxel.
+        """
+        outputs = [outputs] if isinstance(outputs, Tensor) else outputs
+        total = outputs[0].new_zeros((), dtype=torch.float32)
+        for weight, logits in zip(self.resolution_weights, outputs, strict=False):
+            if weight != 0:
+                shape = logits.shape[2:]
+                coarse_mask = None if mask is None else downsample(mask, shape)
+                total = total + weight * self._at_one_resolution(logits.float(), downsample(label, shape), coarse_mask)
+        return total
+
+    def _at_one_resolution(self, logits: Tensor, label: Tensor, mask: Tensor | None) -> Tensor:
+        loss = logits.new_zeros(())
+        if self.weight_ce:
+            loss = loss + self.weight_ce * self._cross_entropy(logits, label, mask)
+        if self.weight_dice:
+            loss = loss + self.weight_dice * (1 + self.dice(logits, label, loss_mask=mask))
+        return loss
+
+    def _cross_entropy(self, logits: Tensor, label: Tensor, mask: Tensor | None) -> Tensor:
+        reduction = "mean" if mask is None else "none"
+        if self.regions:
+            voxels = functional.binary_cross_entropy_with_logits(logits, label.float(), reduction=reduction)
+        else:
+            voxels = functional.cross_entropy(logits, label[:, 0], reduction=reduction)
+        if mask is None:
+            return voxels
+        counted = mask.expand_as(label).float()
+        return (voxels.reshape(label.shape) * counted).sum() / counted.sum().clamp_min(1)

@@ -1,0 +1,122 @@
+"""The curves of semi-supervised training: in nnU-Net's logger and progress.png, in the log file and as CSV."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.training.logging.nnunet_logger import LocalLogger
+from PIL import Image
+
+from nnunet_semi.storage import atomic_path
+
+SHARES = "semi_class_shares"
+LABELS = {
+    "semi_loss_labeled": "loss_x",
+    "semi_loss_unlabeled": "loss_u",
+    "semi_weight": "w",
+    "semi_kept": "kept",
+    "semi_confidence": "confidence",
+    "semi_agreement": "agreement",
+}
+
+
+class CurveLogger(LocalLogger):
+    """nnU-Net's logger with lists for further curves, which it draws below its own in progress.png.
+
+    Every curve gets one value per epoch, as nnU-Net's own do; they are stored in and restored from its checkpoints.
+
+    Args:
+        curves: names of scalar curves, beside the list-valued `SHARES`.
+    """
+
+    def __init__(self, curves: list[str]) -> None:
+        super().__init__()
+        self.curves = curves
+        self._add_lists()
+
+    def _add_lists(self) -> None:
+        for name in (*self.curves, SHARES):
+            self.my_fantastic_logging.setdefault(name, [])
+
+    def load_checkpoint(self, checkpoint: dict[str, list]) -> None:
+        """Restore the curves; those of a stock checkpoint start as NaN, so that epochs still line up."""
+        super().load_checkpoint(checkpoint)
+        self._add_lists()
+        epochs = len(self.my_fantastic_logging["train_losses"])
+        for name in self.curves:
+            values = self.my_fantastic_logging[name]
+            values.extend([float("nan")] * (epochs - len(values)))
+        shares = self.my_fantastic_logging[SHARES]
+        shares.extend([[]] * (epochs - len(shares)))
+
+    def plot_progress_png(self, output_folder: str) -> None:
+        """Draw nnU-Net's progress.png, this logger's curves below it, and write progress_semi.csv."""
+        super().plot_progress_png(output_folder)
+        _append_below(Path(output_folder, "progress.png"), self._panel())
+        self._write_csv(Path(output_folder, "progress_semi.csv"))
+
+    def _panel(self) -> Image.Image:
+        import matplotlib.pyplot as plt
+
+        values = self.my_fantastic_logging
+        losses = [c for c in self.curves if c.startswith("semi_loss") or c == "semi_weight"]
+        fig, (left, middle, right) = plt.subplots(3, 1, figsize=(30, 54))
+        for name in losses:
+            left.plot(values[name], label=LABELS[name], linewidth=4)
+        for name in (c for c in self.curves if c not in losses):
+            middle.plot(values[name], label=LABELS[name], linewidth=4)
+        for index, share in enumerate(_columns(values[SHARES])):
+            right.plot(share, label=f"output {index}", linewidth=4)
+        titles = ("losses and weight", "pseudo labels", "share of each class in the pseudo labels")
+        for axis, title in zip((left, middle, right), titles, strict=True):
+            axis.set(xlabel="epoch", title=title)
+            axis.legend(loc="best")
+        right.set_yscale("log")
+        fig.tight_layout()
+        buffer = BytesIO()
+        fig.savefig(buffer, format="png")
+        plt.close(fig)
+        return Image.open(buffer)
+
+    def _write_csv(self, path: Path) -> None:
+        values = self.my_fantastic_logging
+        shares = _columns(values[SHARES])
+        text = StringIO()
+        writer = csv.writer(text)
+        writer.writerow(["epoch", *self.curves, *(f"share_{index}" for index in range(len(shares)))])
+        for epoch in range(len(values[SHARES])):
+            row = [values[name][epoch] for name in self.curves] + [share[epoch] for share in shares]
+            writer.writerow([epoch, *(f"{value:.6g}" for value in row)])
+        with atomic_path(path) as temporary:
+            temporary.write_text(text.getvalue())
+
+
+def log_line(curves: Mapping[str, Any]) -> str:
+    """One line for the log file, such as 'semi: loss_x 0.412  loss_u 0.087 (w 0.35)  confidence 0.94'."""
+    parts = [f"{LABELS[name]} {curves[name]:.3f}" for name in LABELS if name in curves and name != "semi_weight"]
+    if "semi_weight" in curves:
+        parts[1] += f" (w {curves['semi_weight']:.4f})"
+    return "semi: " + "  ".join(parts)
+
+
+def _columns(rows: list[list[float]]) -> list[np.ndarray]:
+    """Rows of one value per class, possibly empty in epochs before this logger, as one array per class."""
+    width = max((len(row) for row in rows), default=0)
+    padded = [list(row) + [float("nan")] * (width - len(row)) for row in rows]
+    return list(np.array(padded, dtype=float).reshape(len(rows), width).T)
+
+
+def _append_below(path: Path, panel: Image.Image) -> None:
+    with Image.open(path) as image:
+        own = image.convert("RGB")
+    panel = panel.convert("RGB")
+    page = Image.new("RGB", (max(own.width, panel.width), own.height + panel.height), "white")
+    page.paste(own, (0, 0))
+    page.paste(panel, (0, own.height))
+    with atomic_path(path) as temporary:
+        page.save(temporary, format="png")

@@ -1,0 +1,36 @@
+"""Which trainer may have been meant: the nearest names, read from file names without importing anything."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import re
+from pathlib import Path
+
+from nnunet_semi.registry import TRAINERS
+
+SUFFIXES = "_Nepochs, _Miters, _seedK"
+_CLASS = re.compile(r"^class\s+(\w*Trainer\w*)\s*\(", re.MULTILINE)
+
+
+def nnunet_trainer_names() -> list[str]:
+    """Names of the trainer classes in the installed nnunetv2; empty where it is not installed."""
+    spec = importlib.util.find_spec("nnunetv2")
+    if spec is None or not spec.submodule_search_locations:
+        return []
+    folder = Path(spec.submodule_search_locations[0], "training", "nnUNetTrainer")
+    return sorted({n for f in folder.rglob("*.py") for n in _CLASS.findall(f.read_text(encoding="utf-8"))})
+
+
+def nearest_names(name: str, count: int = 3) -> list[str]:
+    """At most `count` known trainer names that look like `name`, this project's first; upper and lower case count."""
+    ours = difflib.get_close_matches(name, TRAINERS, count, cutoff=0.75)
+    theirs = difflib.get_close_matches(name, nnunet_trainer_names(), count, cutoff=0.75)
+    return list(dict.fromkeys(ours + theirs))[:count]
+
+
+def explain_unknown(name: str) -> str:
+    """One sentence on a trainer name that nobody knows."""
+    near = nearest_names(name)
+    hint = f"did you mean {' or '.join(near)}?" if near else "`nnunet_semi list` shows the names."
+    return f"it knows no trainer {name}; {hint}"

@@ -1,0 +1,234 @@
+"""What every trainer of this project, and every trainer asked for by a name such as X_100epochs_seed3, does more.
+
+Length and seed by class attribute, random numbers that survive a restart, checkpoints that appear whole or not at
+all, threads and workers that share the cores, and a sign of life after the first iterations.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os.path import isfile, join
+from time import time
+from typing import Any
+
+import torch
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from batchgenerators.utilities.file_and_folder_operations import load_json
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from torch import nn
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunet_semi.pipelines import transforms_in
+from nnunet_semi.randomness import NumberedBatches, derive_seed, seed_everything
+from nnunet_semi.storage import atomic_path
+
+CHECKPOINT_KEY = "nnunet_semi"
+INITIALISATION, EPOCH, TRAINING, VALIDATION = range(4)
+
+
+def unwrap(network: nn.Module) -> nn.Module:
+    """The bare network below DistributedDataParallel and torch.compile, whose parameter names nnU-Net knows."""
+    if isinstance(network, DistributedDataParallel):
+        network = network.module
+    return network._orig_mod if isinstance(network, OptimizedModule) else network
+
+
+def share_cores(device: torch.device) -> tuple[int, int]:
+    """Torch threads and augmentation workers that together need no more than the cores of this machine.
+
+    On a GPU the network needs one thread and nnU-Net's own number of workers stays. On the CPU the network is the
+    bottleneck: one worker for every four cores, unless nnUNet_n_proc_DA says otherwise, and the rest are threads.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = get_allowed_n_proc_DA()
+    if device.type != "cpu":
+        return torch.get_num_threads(), workers
+    if "nnUNet_n_proc_DA" not in os.environ:
+        workers = max(1, cores // 4)
+    return max(1, cores - workers), workers
+
+
+@contextmanager
+def environment_variable(name: str, value: str) -> Iterator[None]:
+    """Set an environment variable for a while."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def apply_class_attributes(trainer: nnUNetTrainer) -> None:
+    """Let class attributes win over the defaults that nnUNetTrainer.__init__ writes into the instance."""
+    for name in list(vars(trainer)):
+        if hasattr(type(trainer), name):
+            setattr(trainer, name, getattr(type(trainer), name))
+
+
+class PluginTrainer(nnUNetTrainer):
+    """nnUNetTrainer with hyperparameters as class attributes and training that continues bit for bit.
+
+    Attributes:
+        seed: seeds every random source; None draws one, which the checkpoint keeps.
+    """
+
+    seed: int | None = None
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net's own signature)
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        apply_class_attributes(self)
+        if self.seed is None:
+            self.seed = secrets.randbits(32)
+        self.iteration = 0  # of the current epoch
+
+    # --- random numbers ---
+
+    def _derived_seed(self, *where: int) -> int:
+        assert self.seed is not None
+        return derive_seed(self.seed, self.local_rank, *where)
+
+    def initialize(self) -> None:
+        """Build networks, optimizers and losses from the seed."""
+        seed_everything(self._derived_seed(INITIALISATION))
+        super().initialize()
+
+    def on_train_epoch_start(self) -> None:
+        """Start the epoch from its own seed."""
+        super().on_train_epoch_start()
+        seed_everything(self._derived_seed(EPOCH, self.current_epoch))
+        self.iteration = 0
+        self._epoch_started = time()
+
+    def train_step(self, batch: dict) -> dict:
+        """One training step of the trainer below, counted."""
+        outputs = super().train_step(batch)
+        self.count_iteration()
+        return outputs
+
+    def count_iteration(self) -> None:
+        """Advance the iteration, and tell the pace while a user may still think that epoch 0 hangs."""
+        self.iteration += 1
+        if self.iteration not in (1, 11) or self._pace_told >= self.iteration:
+            return
+        self._pace_told = self.iteration
+        seconds = time() - self._epoch_started
+        if self.iteration == 1:
+            self.print_to_log_file(f"first iteration {seconds:.1f} s")
+            self._first_iteration = seconds
+            return
+        pace = (seconds - self._first_iteration) / 10
+        minutes = pace * self.num_iterations_per_epoch / 60
+        self.print_to_log_file(f"{pace:.2f} s per iteration, an epoch takes about {minutes:.1f} min")
+
+    _pace_told = 0
+
+    @property
+    def training_progress(self) -> float:
+        """The fraction of training done, in [0, 1)."""
+        done = self.current_epoch * self.num_iterations_per_epoch + self.iteration
+        return done / (self.num_epochs * self.num_iterations_per_epoch)
+
+    # --- data ---
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """nnU-Net's loaders, in seeded workers that leave the network its cores."""
+        with environment_variable("nnUNet_n_proc_DA", "0"):
+            augmenters = super().get_dataloaders()
+        if not all(isinstance(augmenter, SingleThreadedAugmenter) for augmenter in augmenters):
+            return augmenters  # a trainer with loading of its own
+        training, validation = (augmenter.data_loader for augmenter in augmenters)
+        threads, workers = share_cores(self.device)
+        if self.device.type == "cpu":
+            torch.set_num_threads(threads)
+            self.print_to_log_file(f"{threads} torch threads, {workers} augmentation workers")
+        training = self.training_stream(training)
+        first = self.current_epoch
+        return (
+            self._augmenter(training, TRAINING, first * self.num_iterations_per_epoch, workers),
+            self._augmenter(validation, VALIDATION, first * self.num_val_iterations_per_epoch, (workers + 1) // 2),
+        )
+
+    def training_stream(self, labeled: Any) -> Any:
+        """The iterator of training batches; `labeled` is nnU-Net's loader. A hook."""
+        return labeled
+
+    def _augmenter(self, loader: Any, stream: int, first: int, workers: int) -> Any:
+        for transform in transforms_in(loader):
+            if isinstance(transform, GaussianBlurTransform):
+                transform.benchmark = False  # it chooses by a stopwatch between two convolutions that round differently
+        batches = NumberedBatches(loader, self._derived_seed(stream), first)
+        if workers == 0:
+            return SingleThreadedAugmenter(batches, None)
+        augmenter = NonDetMultiThreadedAugmenter(
+            batches,
+            None,
+            num_processes=workers,
+            num_cached=max(6, workers // 2) if stream == TRAINING else max(3, workers // 2),
+            pin_memory=self.device.type == "cuda",
+            wait_time=0.002,
+        )
+        next(augmenter)  # as nnU-Net does: workers start now, and their errors show now
+        return augmenter
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """nnU-Net's split, with a warning where a fold was asked for that the split file does not have."""
+        keys = super().do_split()
+        splits_file = join(self.preprocessed_dataset_folder_base, "splits_final.json")
+        if self.fold != "all" and isfile(splits_file) and self.fold >= len(load_json(splits_file)):
+            self.print_to_log_file(
+                f"\n!!! WARNING: fold {self.fold} is not one of the {len(load_json(splits_file))} folds (from 0) in "
+                f"{splits_file}; nnU-Net trains on a random 80:20 split instead. Stop and choose another fold if this "
+                "is not what you want. !!!\n"
+            )
+        return keys
+
+    def plot_network_architecture(self) -> None:
+        """Nothing: nnU-Net's picture needs a package that no longer works, and can hang."""
+
+    # --- checkpoints ---
+
+    def extra_state(self) -> dict[str, Any]:
+        """What the checkpoint holds beside nnU-Net's own keys. A hook: extend the dictionary."""
+        return {"seed": self.seed}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what `extra_state` returned; `state` is empty for a checkpoint of stock nnU-Net. A hook."""
+        self.seed = state.get("seed", self.seed)
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Write nnU-Net's checkpoint and the extra state into one file, which replaces an older one at once."""
+        buffer = io.BytesIO()
+        super().save_checkpoint(buffer)
+        if buffer.tell() == 0:  # not rank 0, or checkpoints are disabled
+            return
+        buffer.seek(0)
+        checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)
+        checkpoint[CHECKPOINT_KEY] = self.extra_state()
+        with atomic_path(filename) as temporary:
+            torch.save(checkpoint, temporary)
+
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        """Restore everything and say so in one line of the log."""
+        super().load_checkpoint(filename_or_checkpoint)
+        checkpoint = torch.load(filename_or_checkpoint, map_location=self.device, weights_only=False)
+        self.load_extra_state(checkpoint.get(CHECKPOINT_KEY, {}))
+        self.print_to_log_file(f"restored {filename_or_checkpoint}: epoch {self.current_epoch}, seed {self.seed}")

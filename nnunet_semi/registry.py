@@ -1,0 +1,53 @@
+"""What this project offers, by name: plain strings, so that listing them imports nothing."""
+
+from __future__ import annotations
+
+# class name -> (module it is imported from, what it is)
+TRAINERS: dict[str, tuple[str, str]] = {
+    "nnUNetTrainerCPS": (
+        "nnunet_semi.trainers.nnUNetTrainerCPS",
+        "cross pseudo supervision: two networks teach each other on unlabeled images",
+    ),
+    "nnUNetTrainerCPSOriginal": (
+        "nnunet_semi.trainers.nnUNetTrainerCPS",
+        "CPS as published by Chen et al. 2021, without the changes for medical images",
+    ),
+    "nnUNetTrainerCPSCutMix": (
+        "nnunet_semi.trainers.nnUNetTrainerCPS",
+        "CPS on unlabeled patches that are mixed from pairs (CutMix)",
+    ),
+}
+
+# challenge name -> (module of its converter, what it is)
+DATASETS: dict[str, tuple[str, str]] = {}
+
+# ending of a trainer's name -> what it does; nnunet_semi.discovery.variants makes the classes
+ENDINGS: dict[str, str] = {
+    "_100epochs": "train for 100 epochs",
+    "_50iters": "50 training iterations per epoch, and a fifth of them for validation",
+    "_seed3": "seed of every random source",
+}
+
+
+def as_tree() -> dict[str, dict[str, str]]:
+    """Everything by kind and name, for scripts."""
+    return {
+        "trainers": {name: line for name, (_, line) in TRAINERS.items()},
+        "datasets": {name: line for name, (_, line) in DATASETS.items()},
+        "endings": dict(ENDINGS),
+    }
+
+
+def as_table() -> str:
+    """Everything as text to read, a line each."""
+    titles = {
+        "trainers": "Trainers: nnUNetv2_train DATASET CONFIG FOLD -tr NAME",
+        "datasets": "Datasets",
+        "endings": "Endings of any trainer's name, nnU-Net's own too, with any number and in any order",
+    }
+    blocks = []
+    for kind, entries in as_tree().items():
+        width = max(map(len, entries), default=0)
+        lines = [f"  {name:<{width}}  {line}" for name, line in entries.items()]
+        blocks += ["\n".join([titles[kind], *lines])] if lines else []
+    return "\n\n".join([*blocks, "Example: -tr nnUNetTrainerCPS_100epochs_50iters_seed3"])

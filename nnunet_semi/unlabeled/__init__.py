@@ -1,0 +1,1 @@
+"""From imagesUn to preprocessed cases to a stream of patches."""

@@ -1,0 +1,163 @@
+"""Many tasks in a few spawned processes: bounded memory, a sign of progress, no process left behind."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import Any
+
+from tqdm import tqdm
+
+Task = tuple[Any, ...]
+Work = Callable[..., Any]
+Results = Generator[tuple[Task, Any], None, None]
+
+_work: Work  # in a worker process: what it does with a task
+
+
+class WorkersDied(Exception):
+    """A worker process ended without an exception, most likely killed.
+
+    Attributes:
+        tasks: those in flight, one of which may be the cause.
+        exit_codes: of the workers that died, -9 for one that was killed.
+    """
+
+    def __init__(self, tasks: list[Task], exit_codes: list[int]) -> None:
+        super().__init__(tasks, exit_codes)
+        self.tasks = tasks
+        self.exit_codes = exit_codes
+
+
+def usable_cores() -> int:
+    """The cores that this process may use, which a scheduler can have limited."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_tasks(build: Callable[[], Work], tasks: Iterable[Task], num_processes: int) -> Results:
+    """Gives every task with what `build()(*task)` returned, as they get ready; at most num_processes + 1 are in flight.
+
+    Args:
+        build: makes the work, once in each process; must be picklable.
+        tasks: may be lazy.
+        num_processes: 1 works in this process.
+
+    Raises:
+        WorkersDied: a worker was killed.
+        Exception: whatever the work raised.
+    """
+    if num_processes == 1:
+        work = build()
+        for task in tasks:
+            yield task, work(*task)
+        return
+    context = multiprocessing.get_context("spawn")
+    lifeline, held_by_us = context.Pipe(duplex=False)
+    threads = max(1, usable_cores() // num_processes)
+    executor = ProcessPoolExecutor(num_processes, context, _start_worker, (lifeline, build, threads))
+    try:
+        yield from _bounded(executor, tasks, num_processes + 1)
+    except BaseException:
+        held_by_us.close()  # stops the workers in the middle of what they do
+        raise
+    finally:
+        executor.shutdown(cancel_futures=True)
+        held_by_us.close()
+        lifeline.close()
+
+
+def _bounded(executor: ProcessPoolExecutor, tasks: Iterable[Task], most: int) -> Iterator[tuple[Task, Any]]:
+    before = set(multiprocessing.active_children())
+    workers: set[Any] = set()
+    in_flight: dict[Future, Task] = {}
+    try:
+        for task in tasks:
+            in_flight[executor.submit(_run_task, task)] = task
+            workers |= set(multiprocessing.active_children()) - before
+            if len(in_flight) >= most:
+                yield from _finished(in_flight)
+        while in_flight:
+            yield from _finished(in_flight)
+    except BrokenProcessPool:
+        executor.shutdown()
+        own_end = (0, None, -signal.SIGTERM)  # the executor terminates those that are left
+        codes = [worker.exitcode for worker in workers if worker.exitcode not in own_end]
+        raise WorkersDied(list(in_flight.values()), codes) from None
+
+
+def _finished(in_flight: dict[Future, Task]) -> Iterator[tuple[Task, Any]]:
+    for future in wait(in_flight, return_when=FIRST_COMPLETED).done:
+        result = future.result()  # before the task leaves, so that it is named if this raises
+        yield in_flight.pop(future), result
+
+
+def _start_worker(lifeline: Connection, build: Callable[[], Work], threads: int) -> None:
+    """Prepares a worker that ignores Ctrl-C, which is for its parent to handle, and never outlives it."""
+    global _work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, args=(lifeline,), daemon=True).start()
+    import torch
+
+    torch.set_num_threads(threads)
+    _work = build()
+
+
+def _die_with_parent(lifeline: Connection) -> None:
+    with suppress(EOFError, OSError):
+        lifeline.recv()  # nothing is ever sent: it ends when the parent closes its end, or is gone
+    os._exit(1)
+
+
+def _run_task(task: Task) -> Any:
+    return _work(*task)
+
+
+class Progress:
+    """A bar on a terminal; elsewhere a line with the time left, at most every `pause` seconds.
+
+    Args:
+        total: number of steps.
+        name: what is being done.
+        log: takes the lines.
+        shown: False shows neither.
+    """
+
+    pause = 30.0
+
+    def __init__(self, total: int, name: str, log: Callable[[str], None], shown: bool = True) -> None:
+        self.total, self.name, self.log = total, name, log
+        self.done = 0
+        self.started = self.told = time.monotonic()
+        on_terminal = sys.stderr is not None and sys.stderr.isatty()
+        self.as_lines = shown and not on_terminal
+        self.bar = tqdm(total=total, desc=name, disable=not (shown and on_terminal))
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def advance(self) -> None:
+        """One step is done."""
+        self.done += 1
+        self.bar.update()
+        now = time.monotonic()
+        if self.as_lines and now - self.told >= self.pause:
+            self.told = now
+            minutes = (now - self.started) / self.done * (self.total - self.done) / 60
+            self.log(f"{self.name}: {self.done} of {self.total}, about {minutes:.0f} min left")
+
+    def say(self, sentence: str) -> None:
+        """A sentence for the log that does not run into the bar."""
+        with tqdm.external_write_mode():
+            self.log(sentence)

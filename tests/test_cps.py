@@ -1,0 +1,191 @@
+"""Cross pseudo supervision, against its definition."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from tiny_trainer import make_trainer, random_batch
+
+from nnunet_semi.errors import UserError
+from nnunet_semi.trainers.nnUNetTrainerCPS import nnUNetTrainerCPS, nnUNetTrainerCPSCutMix, nnUNetTrainerCPSOriginal
+
+VARIANTS = [nnUNetTrainerCPS, nnUNetTrainerCPSOriginal, nnUNetTrainerCPSCutMix]
+REGIONS = {"background": 0, "whole": (1, 2), "core": 2}
+IGNORE = {"background": 0, "disc": 1, "square": 2, "ignore": 3}
+
+
+def initialized(cls: type, plans_file, **attributes):
+    trainer = make_trainer(cls, plans_file, **attributes)
+    trainer.initialize()
+    trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
+    trainer.on_train_epoch_start()
+    return trainer
+
+
+def arguments(batch: dict) -> tuple:
+    return batch["data"], batch["target"], batch["unlabeled"]
+
+
+def separated(trainer) -> list[torch.Tensor]:
+    """Record the terms of the pseudo loss, in the order network 1, network 2."""
+    terms: list[torch.Tensor] = []
+    own = trainer.pseudo_loss.forward
+
+    def record(*args, **kwargs):
+        terms.append(own(*args, **kwargs))
+        return terms[-1]
+
+    trainer.pseudo_loss.forward = record
+    return terms
+
+
+def gradient_size(network: torch.nn.Module) -> float:
+    return sum(p.grad.abs().sum().item() for p in network.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("cls", VARIANTS)
+def test_no_gradient_flows_through_a_pseudo_label(cls, tiny_2d):
+    trainer = initialized(cls, tiny_2d)
+    terms = separated(trainer)
+    trainer.losses(*arguments(random_batch(trainer)))
+    assert len(terms) == 2
+    terms[0].backward()
+    assert gradient_size(trainer.network) > 0
+    assert gradient_size(trainer.network_2) == 0
+
+
+@pytest.mark.parametrize("cls", VARIANTS)
+def test_swapping_the_networks_swaps_the_losses(cls, tiny_2d):
+    trainer = initialized(cls, tiny_2d)
+    trainer.strong_view = lambda images: images
+    batch = random_batch(trainer)
+    terms = separated(trainer)
+    torch.manual_seed(0)
+    first = trainer.losses(*arguments(batch))
+    trainer.network, trainer.network_2 = trainer.network_2, trainer.network
+    torch.manual_seed(0)
+    second = trainer.losses(*arguments(batch))
+    torch.testing.assert_close(terms[:2], terms[:1:-1])
+    torch.testing.assert_close(first.supervised, second.supervised)
+
+
+def test_the_networks_start_differently_and_learn(tiny_2d):
+    trainer = initialized(nnUNetTrainerCPS, tiny_2d)
+    before = [copy.deepcopy(network.state_dict()) for network, _ in trainer.trained()]
+    assert any(not torch.equal(value, before[1][name]) for name, value in before[0].items())
+    trainer.train_step(random_batch(trainer))
+    for (network, _), old in zip(trainer.trained(), before, strict=True):
+        assert any(not torch.equal(value, old[name]) for name, value in network.state_dict().items())
+
+
+def test_with_weight_zero_network_1_learns_as_in_nnunettrainer(tiny_2d):
+    trainer = initialized(nnUNetTrainerCPS, tiny_2d, unsupervised_weight=0.0)
+    stock = make_trainer(nnUNetTrainer, tiny_2d)
+    stock.initialize()
+    stock.set_deep_supervision_enabled(True)
+    stock.network.load_state_dict(trainer.network.state_dict())
+    batch = random_batch(trainer)
+    with torch.no_grad():
+        expected = stock.loss(stock.network(batch["data"]), batch["target"])
+        expected = expected + stock.loss(trainer.network_2(batch["data"]), batch["target"])
+    losses = trainer.losses(*arguments(batch))
+    # a convolution of a joint batch may add in another order
+    torch.testing.assert_close(losses.supervised, expected, rtol=1e-5, atol=1e-6)
+    trainer.train_step(batch)
+    stock.train_step(batch)
+    for name, value in stock.network.state_dict().items():
+        torch.testing.assert_close(trainer.network.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("labels", [REGIONS, IGNORE], ids=["regions", "ignore label"])
+@pytest.mark.parametrize("deep", [True, False])
+def test_losses_equal_a_plain_reference(tiny, labels, deep):
+    trainer = initialized(nnUNetTrainerCPS, tiny(labels=labels), enable_deep_supervision=deep)
+    trainer.strong_view = lambda images: images
+    batch = random_batch(trainer)
+    if labels is IGNORE:
+        for target in batch["target"] if deep else [batch["target"]]:
+            target[:, :, : target.shape[2] // 2] = 3
+    losses = trainer.losses(*arguments(batch))
+    supervised, pseudo = 0, 0
+    outputs = [[n(batch[k]) for n in (trainer.network, trainer.network_2)] for k in ("data", "unlabeled")]
+    outputs = outputs if deep else [[[o] for o in row] for row in outputs]
+    targets = batch["target"] if deep else [batch["target"]]
+    weights = trainer.loss.weight_factors if deep else (1.0,)
+    regions = labels is REGIONS
+    for own, other in ((0, 1), (1, 0)):
+        label = outputs[1][other][0] > 0 if regions else outputs[1][other][0].argmax(1, keepdim=True)
+        for scale, weight in enumerate(weights):
+            if weight:
+                shape = outputs[1][own][scale].shape[2:]
+                coarse = torch.nn.functional.interpolate(label.float(), shape, mode="nearest-exact")
+                supervised += weight * reference(outputs[0][own][scale], targets[scale], regions, ignore=3)
+                pseudo += weight * reference(outputs[1][own][scale], coarse, regions, ignore=None)
+    # nnU-Net's Dice part is -Dice, that of the pseudo loss 1 - Dice: one for each network
+    torch.testing.assert_close(losses.supervised, supervised - 2, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(losses.unsupervised, pseudo, rtol=1e-4, atol=1e-4)
+
+
+def reference(logits: torch.Tensor, target: torch.Tensor, regions: bool, ignore: int | None) -> torch.Tensor:
+    """Mean cross entropy and 1 - Dice of the batch, over the voxels that are not ignored."""
+    counted = torch.ones_like(target, dtype=torch.bool) if ignore is None else target != ignore
+    logits = logits.movedim(1, -1)
+    target = target.movedim(1, -1)
+    counted = counted.movedim(1, -1)
+    if regions:
+        probability, goal = logits.sigmoid(), target.float()
+        entropy = -(goal * probability.log() + (1 - goal) * (1 - probability).log()).mean()
+        foreground = range(logits.shape[-1])
+    else:
+        probability = logits.softmax(-1)
+        goal = torch.stack([(target[..., 0] == c).float() for c in range(logits.shape[-1])], -1) * counted
+        entropy = -(goal * probability.log()).sum() / counted.sum()
+        probability = probability * counted
+        foreground = range(1, logits.shape[-1])
+    dice = [
+        (2 * (probability[..., c] * goal[..., c]).sum() + 1e-5) / (probability[..., c].sum() + goal[..., c].sum() + 1e-5)
+        for c in foreground
+    ]
+    return entropy + 1 - torch.stack(dice).mean()
+
+
+def test_cutmix_mixes_images_and_pseudo_labels_alike(tiny_2d):
+    trainer = initialized(nnUNetTrainerCPSCutMix, tiny_2d)
+    trainer.strong_view = lambda images: images
+    seen: list[torch.Tensor] = []
+    trainer.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    terms = separated(trainer)
+    labels: list[torch.Tensor] = []
+    own = trainer.pseudo_loss.forward
+    trainer.pseudo_loss.forward = lambda outputs, label: (labels.append(label), own(outputs, label))[1]
+    batch = random_batch(trainer)
+    trainer.losses(*arguments(batch))
+    weak, mixed = batch["unlabeled"], seen[-1][len(batch["data"]) :]
+    pasted = (mixed != weak).all(1, keepdim=True)
+    assert 0 < pasted.float().mean() < 1
+    assert torch.equal(mixed, torch.where(pasted, weak.roll(1, 0), weak))
+    with torch.no_grad():
+        unmixed = trainer.network_2(weak)[0].argmax(1, keepdim=True)
+    assert torch.equal(labels[0], torch.where(pasted, unmixed.roll(1, 0), unmixed))
+    assert len(terms) == 2
+
+
+def test_a_batch_without_labeled_foreground_is_finite(tiny_2d):
+    trainer = initialized(nnUNetTrainerCPS, tiny_2d)
+    batch = random_batch(trainer)
+    for target in batch["target"]:
+        target.zero_()
+    outputs = trainer.train_step(batch)
+    assert torch.isfinite(torch.tensor(outputs["curves"])).all()
+
+
+def test_a_checkpoint_with_one_network_is_refused(tiny_2d, tmp_path):
+    stock = make_trainer(nnUNetTrainer, tiny_2d)
+    stock.initialize()
+    stock.save_checkpoint(str(tmp_path / "checkpoint.pth"))
+    trainer = initialized(nnUNetTrainerCPS, tiny_2d)
+    with pytest.raises(UserError, match="holds one network"):
+        trainer.load_checkpoint(str(tmp_path / "checkpoint.pth"))

@@ -1,0 +1,150 @@
+"""The masked losses, the pseudo labels and the ramp, against their definitions written out here."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from nnunet_semi.consistency.losses import PseudoLabelLoss, downsample
+from nnunet_semi.consistency.pseudo_label import class_shares, pseudo_label
+from nnunet_semi.consistency.ramp import sigmoid_rampup
+from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+
+SIZE = (2, 3, 8, 12)
+
+
+def random_logits(seed: int, size: tuple[int, ...] = SIZE) -> torch.Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed)) * 3
+
+
+def random_label(seed: int, classes: int = 3, size: tuple[int, ...] = (2, 1, 8, 12)) -> torch.Tensor:
+    return torch.randint(0, classes, size, generator=torch.Generator().manual_seed(seed))
+
+
+def reference_loss(logits: torch.Tensor, label: torch.Tensor, mask: torch.Tensor) -> float:
+    """Cross entropy over the counted voxels and 1 - mean Dice of the foreground classes of each sample, in loops."""
+    probability = logits.double().softmax(1)
+    entropies, dices = [], []
+    for sample in range(len(logits)):
+        counted = mask[sample, 0]
+        for voxel in counted.nonzero():
+            y, x = voxel.tolist()
+            entropies.append(-math.log(probability[sample, label[sample, 0, y, x], y, x]))
+        for foreground in range(1, logits.shape[1]):
+            p = probability[sample, foreground][counted]
+            g = (label[sample, 0][counted] == foreground).double()
+            dices.append((2 * (p * g).sum() + 1e-5) / (p.sum() + g.sum() + 1e-5))
+    return sum(entropies) / len(entropies) + 1 - float(sum(dices)) / len(dices)
+
+
+def test_masked_loss_equals_a_plain_reference():
+    logits, label = random_logits(0), random_label(1)
+    mask = torch.rand(2, 1, 8, 12, generator=torch.Generator().manual_seed(2)) < 0.4
+    loss = PseudoLabelLoss()(logits, label, mask)
+    assert loss.item() == pytest.approx(reference_loss(logits, label, mask), abs=1e-5)  # float32 against float64
+
+
+@pytest.mark.parametrize("batch_dice", [False, True])
+def test_unmasked_loss_equals_nnunets_own_plus_one(batch_dice):
+    logits, label = random_logits(0), random_label(1)
+    own = DC_and_CE_loss(
+        {"batch_dice": batch_dice, "smooth": 1e-5, "do_bg": False, "ddp": False},
+        {},
+        dice_class=MemoryEfficientSoftDiceLoss,
+    )
+    loss = PseudoLabelLoss(batch_dice=batch_dice)(logits, label)
+    torch.testing.assert_close(loss, own(logits, label) + 1)
+
+
+def test_regions_equal_nnunets_own_plus_one():
+    logits = random_logits(0)
+    label = random_logits(1) > 0
+    own = DC_and_BCE_loss(
+        {}, {"batch_dice": False, "do_bg": True, "smooth": 1e-5, "ddp": False}, dice_class=MemoryEfficientSoftDiceLoss
+    )
+    torch.testing.assert_close(PseudoLabelLoss(regions=True)(logits, label), own(logits, label) + 1)
+
+
+def test_masked_regions_ignore_what_lies_outside_the_mask():
+    logits, label = random_logits(0), random_logits(1) > 0
+    mask = random_logits(2) > 0
+    loss = PseudoLabelLoss(regions=True)
+    elsewhere = torch.where(mask, logits, -7 * logits)
+    torch.testing.assert_close(loss(logits, label, mask), loss(elsewhere, torch.where(mask, label, ~label), mask))
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_fully_masked_batch_gives_zero_and_no_gradient(regions):
+    logits = random_logits(0).requires_grad_()
+    label = random_logits(1) > 0 if regions else random_label(1)
+    loss = PseudoLabelLoss(regions=regions)(logits, label, torch.zeros(2, 1, 8, 12, dtype=torch.bool))
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-6)  # (0 + smooth) / (0 + smooth) in float32
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+def test_deep_supervision_weighs_resolutions_as_nnunet_does():
+    label = random_label(1)
+    outputs = [random_logits(2), random_logits(3, (2, 3, 4, 6)), random_logits(4, (2, 3, 2, 3))]
+    targets = [label, downsample(label, (4, 6)), downsample(label, (2, 3))]
+    weights = (2 / 3, 1 / 3, 0.0)
+    plain = DC_and_CE_loss(
+        {"batch_dice": False, "smooth": 1e-5, "do_bg": False, "ddp": False}, {}, dice_class=MemoryEfficientSoftDiceLoss
+    )
+    expected = DeepSupervisionWrapper(plain, weights)(outputs, targets) + 1
+    torch.testing.assert_close(PseudoLabelLoss(resolution_weights=weights)(outputs, label), expected)
+
+
+def test_downsampling_equals_nnunets_targets():
+    from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
+
+    label = random_label(5, size=(2, 1, 9, 14))
+    scales = [[1, 1], [0.5, 0.5], [0.25, 0.5]]
+    for sample in label:
+        for target in DownsampleSegForDSTransform(scales)(segmentation=sample)["segmentation"]:
+            assert torch.equal(downsample(sample[None], target.shape[1:])[0], target)
+
+
+def test_pseudo_label_is_argmax_with_the_softmax_maximum():
+    logits = random_logits(6)
+    label, confidence = pseudo_label(logits)
+    probability = logits.softmax(1)
+    assert torch.equal(label, probability.argmax(1, keepdim=True))
+    torch.testing.assert_close(confidence, probability.amax(1, keepdim=True))
+
+
+def test_pseudo_label_of_regions_is_each_probability_above_one_half():
+    logits = random_logits(6)
+    label, confidence = pseudo_label(logits, regions=True)
+    probability = logits.sigmoid()
+    assert torch.equal(label, probability > 0.5)
+    torch.testing.assert_close(confidence, torch.maximum(probability, 1 - probability))
+
+
+def test_pseudo_label_lets_no_gradient_through():
+    logits = random_logits(6).requires_grad_()
+    _, confidence = pseudo_label(logits)
+    assert not confidence.requires_grad
+
+
+def test_class_shares_count_voxels():
+    label = torch.tensor([0, 0, 0, 2]).view(1, 1, 2, 2)
+    assert class_shares(label, 3).tolist() == [0.75, 0.0, 0.25]
+    assert class_shares(torch.cat([label == 0, label == 2], 1), 2).tolist() == [0.75, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("progress", "weight"), [(0, 6.738e-4), (0.25, 0.0060065), (0.5, 0.0286505), (0.75, 0.0731616), (1, 0.1)]
+)
+def test_ramp_has_the_published_values(progress, weight):
+    expected = weight if progress else 0.1 * 6.738e-3
+    assert 0.1 * sigmoid_rampup(progress) == pytest.approx(expected, rel=1e-3)
+
+
+def test_ramp_is_full_after_its_length_and_at_once_without_one():
+    assert sigmoid_rampup(0.3, length=0.25) == 1
+    assert sigmoid_rampup(0.0, length=0) == 1
+    assert sigmoid_rampup(0.125, length=0.25) == pytest.approx(math.exp(-5 / 4))

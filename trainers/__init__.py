@@ -1,0 +1,1 @@
+"""Trainers, one file per method, each named as its class."""

@@ -1,0 +1,234 @@
+"""The base of all semi-supervised trainers: two streams in, a supervised and an unsupervised loss out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from nnunetv2.configuration import ANISO_THRESHOLD
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset, nnUNetDatasetBlosc2
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.utilities.helpers import dummy_context
+from torch import Tensor, autocast, nn
+from torch import distributed as dist
+from torch.optim import Optimizer
+
+from nnunet_semi.consistency.losses import PseudoLabelLoss
+from nnunet_semi.consistency.ramp import sigmoid_rampup
+from nnunet_semi.curves import SHARES, CurveLogger, log_line
+from nnunet_semi.perturbation.intensity import IntensityPerturbation
+from nnunet_semi.plugin_trainer import PluginTrainer
+from nnunet_semi.unlabeled.index import UnlabeledIndex
+from nnunet_semi.unlabeled.next_stage import predict_cases, predictions_folder, require_predictions
+from nnunet_semi.unlabeled.preprocessing import ensure_preprocessed
+from nnunet_semi.unlabeled.streams import TwoStreams, unlabeled_loader
+
+Outputs = Tensor | list[Tensor]
+
+
+class Losses(NamedTuple):
+    """What one step gives: two scalar losses, the further curves by name, and the pseudo label's class shares."""
+
+    supervised: Tensor
+    unsupervised: Tensor
+    curves: dict[str, Tensor]
+    shares: Tensor
+
+
+def split(outputs: Outputs, num_labeled: int) -> tuple[Outputs, Outputs]:
+    """The outputs of a joint batch, as those of its labeled and of its unlabeled images."""
+    if isinstance(outputs, Tensor):
+        return outputs[:num_labeled], outputs[num_labeled:]
+    return [o[:num_labeled] for o in outputs], [o[num_labeled:] for o in outputs]
+
+
+def finest(outputs: Outputs) -> Tensor:
+    """The output at full resolution, with or without deep supervision."""
+    return outputs if isinstance(outputs, Tensor) else outputs[0]
+
+
+class nnUNetTrainerSemi(PluginTrainer):
+    """nnUNetTrainer with a stream of unlabeled images; a method overrides `losses`.
+
+    The loss of a step is supervised + w(t) · unsupervised with w(t) = unsupervised_weight · sigmoid_rampup(t).
+
+    Attributes:
+        unsupervised_weight: full weight of the unsupervised loss.
+        ramp_length: fraction of training after which the weight is full; 0 for the full weight from the start.
+        unlabeled_batch_size: unlabeled patches per step (of all processes together); None for as many as labeled.
+        pseudo_weight_ce, pseudo_weight_dice: weights of the two parts of the loss against pseudo labels.
+        curve_names: scalar curves that the method logs beside the two losses and the weight.
+    """
+
+    unsupervised_weight: float = 1.0
+    ramp_length: float = 1.0
+    unlabeled_batch_size: int | None = None
+    pseudo_weight_ce: float = 1.0
+    pseudo_weight_dice: float = 1.0
+    curve_names: Sequence[str] = ("semi_confidence",)
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net's own signature)
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.curves = ["semi_loss_labeled", "semi_loss_unlabeled", "semi_weight", *self.curve_names]
+        self.logger.local_logger = CurveLogger(self.curves)
+
+    # --- the method ---
+
+    def losses(self, labeled: Tensor, target: Any, unlabeled: Tensor) -> Losses:
+        """The losses of one step; what a method is.
+
+        Args:
+            labeled: images (B, C, *patch) with nnU-Net's full augmentation.
+            target: their targets, as `self.loss` expects them.
+            unlabeled: images (U, C, *patch) in the geometry that all their views share, intensities untouched.
+        """
+        raise NotImplementedError
+
+    def trained(self) -> list[tuple[nn.Module, Optimizer]]:
+        """Every network that learns, with its optimizer. A hook for methods with several."""
+        return [(self.network, self.optimizer)]
+
+    def initialize(self) -> None:
+        """Build what nnU-Net builds, and the loss and the perturbation for unlabeled images."""
+        super().initialize()
+        deep = isinstance(self.loss, DeepSupervisionWrapper)
+        self.pseudo_loss = PseudoLabelLoss(
+            regions=self.label_manager.has_regions,
+            weight_ce=self.pseudo_weight_ce,
+            weight_dice=self.pseudo_weight_dice,
+            resolution_weights=self.loss.weight_factors if deep else (1.0,),
+            batch_dice=self.configuration_manager.batch_dice,
+            ddp=self.is_ddp,
+        )
+        patch_size, use_mask = self.configuration_manager.patch_size, self.configuration_manager.use_mask_for_norm
+        self.num_image_channels = len(use_mask)
+        self.perturb = IntensityPerturbation.strong(
+            anisotropic=len(patch_size) == 3 and max(patch_size) / patch_size[0] > ANISO_THRESHOLD,
+            masked_channels=tuple(channel for channel, masked in enumerate(use_mask) if masked),
+        )
+
+    def strong_view(self, images: Tensor) -> Tensor:
+        """A view of the images that differs in intensity only, drawn anew at every call."""
+        return self.perturb(images, self.num_image_channels)
+
+    # --- the step ---
+
+    def train_step(self, batch: dict) -> dict:
+        """One step on a labeled and an unlabeled batch; the curves come back as one array."""
+        target = batch["target"]
+        target = [self._to_device(t) for t in target] if isinstance(target, list) else self._to_device(target)
+        for _, optimizer in self.trained():
+            optimizer.zero_grad(set_to_none=True)
+        with self._autocast():
+            losses = self.losses(self._to_device(batch["data"]), target, self._to_device(batch["unlabeled"]))
+            weight = self.unsupervised_weight * sigmoid_rampup(self.training_progress, self.ramp_length)
+            loss = losses.supervised + weight * losses.unsupervised
+        self._update(loss)
+        self.count_iteration()
+        scalars = [loss, losses.supervised, losses.unsupervised, *(losses.curves[name] for name in self.curve_names)]
+        packed = torch.cat([torch.stack([s.detach().float() for s in scalars]), losses.shares.float()]).cpu().numpy()
+        curves = np.concatenate([packed[1:3], [weight], packed[3:]])
+        return {"loss": packed[0], "curves": curves}
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, non_blocking=True)
+
+    def _autocast(self) -> AbstractContextManager:
+        return autocast(self.device.type) if self.device.type == "cuda" else dummy_context()
+
+    def _update(self, loss: Tensor) -> None:
+        scaler = self.grad_scaler
+        (loss if scaler is None else scaler.scale(loss)).backward()
+        for network, optimizer in self.trained():
+            if scaler is not None:
+                scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(network.parameters(), 12)
+            if scaler is None:
+                optimizer.step()
+            else:
+                scaler.step(optimizer)
+        if scaler is not None:
+            scaler.update()
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        """Log nnU-Net's training loss and the curves of the epoch."""
+        super().on_train_epoch_end([{"loss": output["loss"]} for output in train_outputs])
+        values = np.mean([output["curves"] for output in train_outputs], axis=0)
+        if self.is_ddp:
+            gathered: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered, values)
+            values = np.mean(gathered, axis=0)
+        curves = dict(zip(self.curves, values.tolist(), strict=False))
+        shares = values[len(self.curves) :].tolist()
+        for name, value in curves.items():
+            self.logger.log(name, value, self.current_epoch)
+        self.logger.log(SHARES, shares, self.current_epoch)
+        self.print_to_log_file(log_line(curves), " shares", " ".join(f"{share:.3f}" for share in shares))
+
+    # --- unlabeled data ---
+
+    def training_stream(self, labeled: nnUNetDataLoader) -> TwoStreams:
+        """Put the unlabeled stream beside nnU-Net's labeled one."""
+        batch_size = self.batch_size
+        if self.unlabeled_batch_size is not None:
+            batch_size = self.unlabeled_batch_size
+            if self.is_ddp:
+                batch_size = max(1, batch_size // dist.get_world_size())
+        return TwoStreams(labeled, unlabeled_loader(labeled, self.unlabeled_dataset(), batch_size))
+
+    def unlabeled_dataset(self) -> nnUNetBaseDataset:
+        """The preprocessed unlabeled cases, after preprocessing those that are missing."""
+        index = self._unlabeled_index(self.configuration_name)
+        previous = None
+        if self.is_cascaded:
+            stage = self.configuration_manager.previous_stage_name
+            stage_output = Path(self.folder_with_segs_from_previous_stage).parent.parent
+            previous = predictions_folder(str(stage_output), self.configuration_name)
+            require_predictions(previous, index.good, stage)
+            previous = str(previous)
+        self.print_to_log_file(f"{len(index.good)} unlabeled cases in {index.folder}")
+        return nnUNetDatasetBlosc2(str(index.folder), index.good, previous)
+
+    def _unlabeled_index(self, configuration: str) -> UnlabeledIndex:
+        return ensure_preprocessed(
+            self.plans_manager, configuration, self.dataset_json, rank=self.local_rank, log=self.print_to_log_file
+        )
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """nnU-Net's final validation; before a cascade's next stage, its input for the unlabeled cases too."""
+        super().perform_actual_validation(save_probabilities)
+        for stage in self.configuration_manager.next_stage_names or []:
+            if stage in self.plans_manager.available_configurations:
+                self._predict_unlabeled_for(stage)
+
+    def _predict_unlabeled_for(self, stage: str) -> None:
+        cases = self.unlabeled_dataset()
+        shapes = self._unlabeled_index(stage).shapes
+        mine = dict(list(shapes.items())[self.local_rank :: dist.get_world_size() if self.is_ddp else 1])
+        self.print_to_log_file(f"predicting {len(mine)} unlabeled cases for {stage}")
+        self.set_deep_supervision_enabled(False)
+        predictor = nnUNetPredictor(device=self.device, allow_tqdm=False)
+        predictor.manual_initialization(
+            self.network,
+            self.plans_manager,
+            self.configuration_manager,
+            None,
+            self.dataset_json,
+            type(self).__name__,
+            self.inference_allowed_mirroring_axes,
+        )
+        predict_cases(predictor, cases, mine, predictions_folder(self.output_folder_base, stage))
+        self.set_deep_supervision_enabled(self.enable_deep_supervision)
