@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
-from io import BytesIO, StringIO
+from collections.abc import Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,13 @@ class CurveLogger(LocalLogger):
 
     Args:
         curves: names of scalar curves, beside the list-valued `SHARES`.
+        outputs: names of the classes or regions that the values of `SHARES` belong to.
     """
 
-    def __init__(self, curves: list[str]) -> None:
+    def __init__(self, curves: list[str], outputs: Sequence[str]) -> None:
         super().__init__()
         self.curves = curves
+        self.outputs = outputs
         self._add_lists()
 
     def _add_lists(self) -> None:
@@ -65,30 +67,29 @@ class CurveLogger(LocalLogger):
 
         values = self.my_fantastic_logging
         losses = [c for c in self.curves if c.startswith("semi_loss") or c == "semi_weight"]
-        fig, (left, middle, right) = plt.subplots(3, 1, figsize=(30, 54))
-        for name in losses:
-            left.plot(values[name], label=LABELS[name], linewidth=4)
-        for name in (c for c in self.curves if c not in losses):
-            middle.plot(values[name], label=LABELS[name], linewidth=4)
-        for index, share in enumerate(_columns(values[SHARES])):
-            right.plot(share, label=f"output {index}", linewidth=4)
-        titles = ("losses and weight", "pseudo labels", "share of each class in the pseudo labels")
-        for axis, title in zip((left, middle, right), titles, strict=True):
+        fig, axes = plt.subplots(1, 3, figsize=(30, 12))
+        for name in self.curves:
+            axes[0 if name in losses else 1].plot(values[name], label=LABELS[name], linewidth=4)
+        for name, share in zip(self.outputs, _columns(values[SHARES]), strict=False):
+            axes[2].plot(share, label=name, linewidth=4)
+        for axis, title in zip(
+            axes, ("losses and weight", "pseudo labels", "shares in the pseudo labels"), strict=True
+        ):
             axis.set(xlabel="epoch", title=title)
             axis.legend(loc="best")
-        right.set_yscale("log")
+        axes[2].set_yscale("log")
         fig.tight_layout()
-        buffer = BytesIO()
-        fig.savefig(buffer, format="png")
+        fig.canvas.draw()
+        panel = Image.fromarray(np.asarray(fig.canvas.buffer_rgba()))
         plt.close(fig)
-        return Image.open(buffer)
+        return panel
 
     def _write_csv(self, path: Path) -> None:
         values = self.my_fantastic_logging
         shares = _columns(values[SHARES])
         text = StringIO()
         writer = csv.writer(text)
-        writer.writerow(["epoch", *self.curves, *(f"share_{index}" for index in range(len(shares)))])
+        writer.writerow(["epoch", *self.curves, *(f"share_{name}" for name in self.outputs[: len(shares)])])
         for epoch in range(len(values[SHARES])):
             row = [values[name][epoch] for name in self.curves] + [share[epoch] for share in shares]
             writer.writerow([epoch, *(f"{value:.6g}" for value in row)])
@@ -114,9 +115,8 @@ def _columns(rows: list[list[float]]) -> list[np.ndarray]:
 def _append_below(path: Path, panel: Image.Image) -> None:
     with Image.open(path) as image:
         own = image.convert("RGB")
-    panel = panel.convert("RGB")
     page = Image.new("RGB", (max(own.width, panel.width), own.height + panel.height), "white")
     page.paste(own, (0, 0))
-    page.paste(panel, (0, own.height))
+    page.paste(panel.convert("RGB"), (0, own.height))
     with atomic_path(path) as temporary:
-        page.save(temporary, format="png")
+        page.save(temporary, format="png", compress_level=1)  # a training waits for it after every epoch

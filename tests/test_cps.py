@@ -7,10 +7,10 @@ import copy
 import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from tiny_trainer import make_trainer, random_batch
 
 from nnunet_semi.errors import UserError
 from nnunet_semi.trainers.nnUNetTrainerCPS import nnUNetTrainerCPS, nnUNetTrainerCPSCutMix, nnUNetTrainerCPSOriginal
+from tiny_trainer import make_trainer, random_batch
 
 VARIANTS = [nnUNetTrainerCPS, nnUNetTrainerCPSOriginal, nnUNetTrainerCPSCutMix]
 REGIONS = {"background": 0, "whole": (1, 2), "core": 2}
@@ -146,7 +146,8 @@ def reference(logits: torch.Tensor, target: torch.Tensor, regions: bool, ignore:
         probability = probability * counted
         foreground = range(1, logits.shape[-1])
     dice = [
-        (2 * (probability[..., c] * goal[..., c]).sum() + 1e-5) / (probability[..., c].sum() + goal[..., c].sum() + 1e-5)
+        (2 * (probability[..., c] * goal[..., c]).sum() + 1e-5)
+        / (probability[..., c].sum() + goal[..., c].sum() + 1e-5)
         for c in foreground
     ]
     return entropy + 1 - torch.stack(dice).mean()

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
+import json
 import multiprocessing
 import os
 import pickle
+import re
 import subprocess
 import sys
 import timeit
 from pathlib import Path
 
 import pytest
+import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
@@ -239,3 +242,16 @@ def test_classes_reach_other_processes(method: str) -> None:
 
 def test_the_module_of_variants_knows_no_other_names() -> None:
     assert not hasattr(variants, "nothing_of_this_name")
+
+
+@pytest.mark.parametrize("name", [*TRAINERS, *suggestions.nnunet_trainer_names()])
+def test_every_trainer_can_be_shortened_by_name(name: str, tiny_2d: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # two benchmarks insist on it
+    own_length = re.search(r"_(\d+)epochs?", name)  # nnUNetTrainer_5epochs keeps its 5
+    full_name = f"{name}_15iters_seed5" if own_length else f"{name}_7epochs_15iters_seed5"
+    plans, dataset = json.loads(tiny_2d.read_text()), json.loads((tiny_2d.parent / "dataset.json").read_text())
+    trainer_class = recursive_find_trainer_class_by_name(full_name)
+    trainer = trainer_class({**plans, "continue_training": False}, "2d", 0, dataset, torch.device("cpu"))
+    told = (trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch, trainer.seed)
+    assert told == (int(own_length.group(1)) if own_length else 7, 15, 3, 5)
+    assert Path(trainer.output_folder).parent.name == f"{full_name}__nnUNetPlans__2d"

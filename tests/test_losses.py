@@ -6,12 +6,13 @@ import math
 
 import pytest
 import torch
-from nnunet_semi.consistency.losses import PseudoLabelLoss, downsample
-from nnunet_semi.consistency.pseudo_label import class_shares, pseudo_label
-from nnunet_semi.consistency.ramp import sigmoid_rampup
 from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+
+from nnunet_semi.consistency.losses import PseudoLabelLoss, downsample
+from nnunet_semi.consistency.pseudo_label import class_shares, pseudo_label
+from nnunet_semi.consistency.ramp import sigmoid_rampup
 
 SIZE = (2, 3, 8, 12)
 

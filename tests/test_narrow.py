@@ -3,10 +3,10 @@ import os
 from unittest import mock
 
 import pytest
-from small_dataset import environment, make_dataset, plan
 
 from nnunet_semi.errors import EnvironmentNotReady, UserError, WrongUse
 from nnunet_semi.narrow import add_narrow_configuration, narrow, narrow_features
+from small_dataset import environment, make_dataset, plan
 
 PLANS, RESENC_PLANS = "nnUNetPlans", "nnUNetResEncUNetMPlans"
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import nnUNetTrainerAdam
-from tiny_trainer import make_trainer
 
 from nnunet_semi.discovery.variants import variant
 from nnunet_semi.plugin_trainer import CHECKPOINT_KEY, PluginTrainer, share_cores
 from nnunet_semi.randomness import NumberedBatches, derive_seed, seed_everything
+from tiny_trainer import make_trainer
 
 
 class Draws:

@@ -13,36 +13,52 @@ from torch.optim import Optimizer
 
 from nnunet_semi.consistency.pseudo_label import class_shares, pseudo_label
 from nnunet_semi.errors import UserError
+from nnunet_semi.perturbation.cutmix import draw_cutmix
+from nnunet_semi.perturbation.intensity import IntensityPerturbation
 from nnunet_semi.plugin_trainer import unwrap
-from nnunet_semi.trainers.nnUNetTrainerSemi import Losses, nnUNetTrainerSemi, finest, split
+from nnunet_semi.trainers.nnUNetTrainerSemi import Losses, Outputs, finest, nnUNetTrainerSemi, split
 
 
 class nnUNetTrainerCPS(nnUNetTrainerSemi):
     """CPS as medical imaging uses it: pseudo labels on unlabeled images only, with a ramp.
 
     Both networks start from different weights and learn the labeled batch. On the unlabeled batch each learns the
-    hard pseudo label of the other, through which no gradient flows. Network 1 is deployed, at the cost of one.
+    hard pseudo label of the other, through which no gradient flows. Each sees a strong view of its own, so that the
+    two agree on what the image shows and not on how it looks; this costs no further pass. Network 1 is deployed, at
+    the cost of one.
     """
 
     curve_names: Sequence[str] = ("semi_confidence", "semi_agreement")
 
     def losses(self, labeled: Tensor, target: Any, unlabeled: Tensor) -> Losses:
         """Supervised loss of both networks, and each one's loss against the other's pseudo label."""
-        view_1, view_2 = self.strong_view(unlabeled), self.strong_view(unlabeled)
-        labeled_1, unlabeled_1 = split(self.network(torch.cat([labeled, view_1])), len(labeled))
-        labeled_2, unlabeled_2 = split(self.network_2(torch.cat([labeled, view_2])), len(labeled))
-        regions = self.label_manager.has_regions
-        pseudo_1, confidence_1 = pseudo_label(finest(unlabeled_1), regions)
-        pseudo_2, _ = pseudo_label(finest(unlabeled_2), regions)
-        return Losses(
-            supervised=self.loss(labeled_1, target) + self.loss(labeled_2, target),
-            unsupervised=self.pseudo_loss(unlabeled_1, pseudo_2) + self.pseudo_loss(unlabeled_2, pseudo_1),
-            curves={
-                "semi_confidence": confidence_1.mean(),
-                "semi_agreement": (pseudo_1 == pseudo_2).float().mean(),
-            },
-            shares=class_shares(pseudo_1, self.label_manager.num_segmentation_heads),
+        views = self.strong_view(unlabeled), self.strong_view(unlabeled)
+        (labeled_1, unlabeled_1), (labeled_2, unlabeled_2) = self._both(labeled, *views)
+        pseudo_1, confidence = self._pseudo_label(unlabeled_1)
+        pseudo_2, _ = self._pseudo_label(unlabeled_2)
+        return self._losses(
+            self.loss(labeled_1, target) + self.loss(labeled_2, target),
+            self.pseudo_loss(unlabeled_1, pseudo_2) + self.pseudo_loss(unlabeled_2, pseudo_1),
+            pseudo_1,
+            pseudo_2,
+            confidence,
         )
+
+    def _both(self, labeled: Tensor, view_1: Tensor, view_2: Tensor) -> list[tuple[Outputs, Outputs]]:
+        """The labeled and the unlabeled outputs of each network, from one pass each."""
+        networks = zip((self.network, self.network_2), (view_1, view_2), strict=True)
+        return [split(network(torch.cat([labeled, view])), len(labeled)) for network, view in networks]
+
+    def _pseudo_label(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
+        return pseudo_label(finest(outputs), self.label_manager.has_regions)
+
+    def _losses(
+        self, supervised: Tensor, unsupervised: Tensor, pseudo_1: Tensor, pseudo_2: Tensor, confidence: Tensor
+    ) -> Losses:
+        agreement = (pseudo_1 == pseudo_2).float().mean()
+        curves = {"semi_confidence": confidence.mean(), "semi_agreement": agreement}
+        shares = class_shares(pseudo_1, self.label_manager.num_segmentation_heads)
+        return Losses(supervised, unsupervised, curves, shares)
 
     # --- the second network ---
 
@@ -57,12 +73,15 @@ class nnUNetTrainerCPS(nnUNetTrainerSemi):
             self.enable_deep_supervision,
         ).to(self.device)
         network.apply(xavier)
-        self.network_2: nn.Module = torch.compile(network) if self._do_i_compile() else network
+        self.network_2 = network
+        if self._do_i_compile():
+            self.network_2 = torch.compile(network)
         with self._second_network():
             self.optimizer_2, self.lr_scheduler_2 = self.configure_optimizers()
         if self.is_ddp:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network_2)
-            self.network_2 = DistributedDataParallel(network, device_ids=[self.local_rank])
+            devices = [self.local_rank] if self.device.type == "cuda" else None
+            self.network_2 = DistributedDataParallel(network, device_ids=devices)
 
     @contextmanager
     def _second_network(self) -> Iterator[None]:
@@ -108,6 +127,58 @@ class nnUNetTrainerCPS(nnUNetTrainerSemi):
         super().load_extra_state(state)
         unwrap(self.network_2).load_state_dict(state["network_2"])
         self.optimizer_2.load_state_dict(state["optimizer_2"])
+
+
+class nnUNetTrainerCPSOriginal(nnUNetTrainerCPS):
+    """CPS as published for natural images: cross entropy on labeled and unlabeled voxels, weight 1.5, no ramp.
+
+    Both networks see the same view. The supervised loss stays nnU-Net's.
+    """
+
+    unsupervised_weight = 1.5
+    ramp_length = 0.0
+    pseudo_weight_dice = 0.0
+    perturbation = IntensityPerturbation.nnunet
+
+    def losses(self, labeled: Tensor, target: Any, unlabeled: Tensor) -> Losses:
+        """Supervised loss of both networks, and each one's loss against the other's pseudo label, on all voxels."""
+        images = torch.cat([labeled, self.strong_view(unlabeled)])
+        outputs_1, outputs_2 = self.network(images), self.network_2(images)
+        pseudo_1, confidence = self._pseudo_label(outputs_1)
+        pseudo_2, _ = self._pseudo_label(outputs_2)
+        labeled_1, labeled_2 = (split(outputs, len(labeled))[0] for outputs in (outputs_1, outputs_2))
+        return self._losses(
+            self.loss(labeled_1, target) + self.loss(labeled_2, target),
+            self.pseudo_loss(outputs_1, pseudo_2) + self.pseudo_loss(outputs_2, pseudo_1),
+            pseudo_1,
+            pseudo_2,
+            confidence,
+        )
+
+
+class nnUNetTrainerCPSCutMix(nnUNetTrainerCPS):
+    """CPS with CutMix: pseudo labels of the undisturbed patches, learned on strong views mixed from pairs of patches.
+
+    Images and pseudo labels are mixed by the same boxes. The two passes for the pseudo labels need no gradient.
+    """
+
+    cutmix_p: float = 1.0
+
+    def losses(self, labeled: Tensor, target: Any, unlabeled: Tensor) -> Losses:
+        """Supervised loss of both networks, and each one's loss against the other's mixed pseudo label."""
+        with torch.no_grad():
+            pseudo_1, confidence = self._pseudo_label(self.network(unlabeled))
+            pseudo_2, _ = self._pseudo_label(self.network_2(unlabeled))
+        mix = draw_cutmix(unlabeled, self.cutmix_p)
+        views = mix(self.strong_view(unlabeled)), mix(self.strong_view(unlabeled))
+        (labeled_1, unlabeled_1), (labeled_2, unlabeled_2) = self._both(labeled, *views)
+        return self._losses(
+            self.loss(labeled_1, target) + self.loss(labeled_2, target),
+            self.pseudo_loss(unlabeled_1, mix(pseudo_2)) + self.pseudo_loss(unlabeled_2, mix(pseudo_1)),
+            pseudo_1,
+            pseudo_2,
+            confidence,
+        )
 
 
 def xavier(module: nn.Module) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,6 +63,7 @@ class nnUNetTrainerSemi(PluginTrainer):
         ramp_length: fraction of training after which the weight is full; 0 for the full weight from the start.
         unlabeled_batch_size: unlabeled patches per step (of all processes together); None for as many as labeled.
         pseudo_weight_ce, pseudo_weight_dice: weights of the two parts of the loss against pseudo labels.
+        perturbation: makes the intensity perturbation of a strong view; `IntensityPerturbation.strong` or `.nnunet`.
         curve_names: scalar curves that the method logs beside the two losses and the weight.
     """
 
@@ -71,6 +72,7 @@ class nnUNetTrainerSemi(PluginTrainer):
     unlabeled_batch_size: int | None = None
     pseudo_weight_ce: float = 1.0
     pseudo_weight_dice: float = 1.0
+    perturbation: Callable[..., IntensityPerturbation] = IntensityPerturbation.strong
     curve_names: Sequence[str] = ("semi_confidence",)
 
     def __init__(
@@ -83,7 +85,14 @@ class nnUNetTrainerSemi(PluginTrainer):
     ) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.curves = ["semi_loss_labeled", "semi_loss_unlabeled", "semi_weight", *self.curve_names]
-        self.logger.local_logger = CurveLogger(self.curves)
+        self.logger.local_logger = CurveLogger(self.curves, self._output_names())
+
+    def _output_names(self) -> list[str]:
+        """The class or region of each output of the network, as dataset.json names them."""
+        labels = {name: value for name, value in self.dataset_json["labels"].items() if name != "ignore"}
+        if self.label_manager.has_regions:
+            return [name for name in labels if name != "background"]
+        return sorted(labels, key=lambda name: labels[name])
 
     # --- the method ---
 
@@ -115,7 +124,7 @@ class nnUNetTrainerSemi(PluginTrainer):
         )
         patch_size, use_mask = self.configuration_manager.patch_size, self.configuration_manager.use_mask_for_norm
         self.num_image_channels = len(use_mask)
-        self.perturb = IntensityPerturbation.strong(
+        self.perturb = self.perturbation(
             anisotropic=len(patch_size) == 3 and max(patch_size) / patch_size[0] > ANISO_THRESHOLD,
             masked_channels=tuple(channel for channel, masked in enumerate(use_mask) if masked),
         )
@@ -194,13 +203,11 @@ class nnUNetTrainerSemi(PluginTrainer):
         index = self._unlabeled_index(self.configuration_name)
         previous = None
         if self.is_cascaded:
-            stage = self.configuration_manager.previous_stage_name
             stage_output = Path(self.folder_with_segs_from_previous_stage).parent.parent
-            previous = predictions_folder(str(stage_output), self.configuration_name)
-            require_predictions(previous, index.good, stage)
-            previous = str(previous)
+            previous = predictions_folder(stage_output, self.configuration_name)
+            require_predictions(previous, index.good, self.configuration_manager.previous_stage_name)
         self.print_to_log_file(f"{len(index.good)} unlabeled cases in {index.folder}")
-        return nnUNetDatasetBlosc2(str(index.folder), index.good, previous)
+        return nnUNetDatasetBlosc2(str(index.folder), index.good, None if previous is None else str(previous))
 
     def _unlabeled_index(self, configuration: str) -> UnlabeledIndex:
         return ensure_preprocessed(

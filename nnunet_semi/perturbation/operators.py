@@ -99,12 +99,13 @@ def gaussian_matrices(sigmas: Tensor, size: int, radius: int) -> Tensor:
     kernels = kernels / kernels.sum(1, keepdim=True)
     # A reflected axis repeats itself after `period` voxels: wrap the kernel, then add each voxel and its mirror image.
     period = max(2 * (size - 1), 1)
-    phases = torch.arange(period, device=device)
-    wrapped = kernels @ (offsets[:, None] % period == phases).to(kernels.dtype)
+    wrapped = kernels @ (offsets[:, None] % period == torch.arange(period, device=device)).to(kernels.dtype)
+    # Views instead of an index per entry, which takes longer than the product: windows[k, j] is wrapped[k + j].
+    windows = torch.cat([wrapped, wrapped], dim=1).unfold(1, size, 1)
+    itself, mirrored = windows[:, size - 1 : 2 * size - 1].flip(1), windows[:, :size]
     voxels = torch.arange(size, device=device)
-    images = wrapped[:, (voxels[:, None] - voxels) % period] + wrapped[:, (voxels[:, None] + voxels) % period]
     own_mirror = (voxels == 0) | (voxels == size - 1)
-    return images * torch.where(own_mirror, 0.5, 1.0)
+    return itself.add_(mirrored).mul_(torch.where(own_mirror, 0.5, 1.0))
 
 
 def low_resolution_matrices(zooms: Tensor, size: int) -> Tensor:
@@ -123,7 +124,9 @@ def low_resolution_matrices(zooms: Tensor, size: int) -> Tensor:
     voxels = torch.arange(size, device=zooms.device)
     position = ((voxels + 0.5) * coarse_size / size - 0.5).clamp(min=0)
     lower = position.floor()
-    weight = (position - lower)[..., None]
     upper = torch.minimum(lower + 1, coarse_size - 1)
-    lower_source, upper_source = (((coarse + 0.5) * size / coarse_size).floor()[..., None] for coarse in (lower, upper))
-    return (voxels == lower_source) * (1 - weight) + (voxels == upper_source) * weight
+    matrices = zooms.new_zeros(len(zooms), size, size)
+    for coarse, weight in ((lower, 1 - position + lower), (upper, position - lower)):
+        source = ((coarse + 0.5) * size / coarse_size).long()
+        matrices.scatter_add_(2, source[..., None], weight[..., None])
+    return matrices

@@ -116,11 +116,6 @@ class UnlabeledIndex:
         """Case id → spatial shape after preprocessing, of the good cases."""
         return {name: case.shape for name, case in sorted(self.cases.items()) if case.shape is not None}
 
-    def up_to_date(self, case: str, sources: Iterable[Source], settings: str) -> bool:
-        """Whether the case was looked at, and found good or bad, in this state of its files and these settings."""
-        known = self.cases.get(case)
-        return known is not None and known.settings == settings and known.sources == tuple(sources)
-
     def missing_files(self) -> list[str]:
         """The good cases of which a preprocessed file is gone, found by listing the folder once."""
         try:
@@ -146,9 +141,7 @@ class UnlabeledIndex:
 
     def remove(self, case: str) -> None:
         """Takes a case out and removes its preprocessed files; `compact` takes it out of the file."""
-        if self.cases.pop(case, None) is None:
-            return
-        self._outdated = True
+        self._outdated |= self.cases.pop(case, None) is not None
         for ending in reversed(FILES_OF_A_CASE):
             (self.folder / (case + ending)).unlink(missing_ok=True)
 

@@ -14,7 +14,7 @@ from nnunet_semi.errors import EnvironmentNotReady
 from nnunet_semi.raw import name_some
 
 
-def predictions_folder(stage_output: str, next_configuration: str) -> Path:
+def predictions_folder(stage_output: str | Path, next_configuration: str) -> Path:
     """Where a stage leaves its predictions of unlabeled cases, beside those that nnU-Net leaves of labeled ones."""
     return Path(stage_output, "predicted_next_stage", f"{next_configuration}_unlabeled")
 

@@ -157,8 +157,9 @@ def _work(
     progress: bool,
 ) -> Counter[str]:
     recipe.folder.mkdir(parents=True, exist_ok=True)
-    for leftover in recipe.dataset_folder.glob(f"{_scratch_prefix(recipe)}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    for folder in recipe.dataset_folder.iterdir():
+        if folder.name.startswith(_scratch_prefix(recipe)):  # left by a run that was killed
+            shutil.rmtree(folder, ignore_errors=True)
     gone = index.cases.keys() - cases.keys()
     for case in gone:
         index.remove(case)
@@ -169,7 +170,7 @@ def _work(
     workers = min(workers, len(todo))
     why = ", ".join(f"{count} {reason}" for reason, count in Counter(todo.values()).items())
     name = f"preprocessing for {recipe.data_identifier}"
-    log(f"{name}: {len(todo)} of {len(cases)} unlabeled cases ({why}), {workers} process(es)")
+    log(f"{name}: {len(todo)} of {len(cases)} unlabeled cases ({why})")
     with _scratch(recipe) as scratch, Progress(len(todo), name, log, progress) as steps:
         tasks = ((case, cases[case]) for case in todo)
         for (case, _), (shape, error) in _preprocess(recipe, scratch, tasks, workers):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
@@ -20,6 +21,8 @@ from tqdm import tqdm
 Task = tuple[Any, ...]
 Work = Callable[..., Any]
 Results = Generator[tuple[Task, Any], None, None]
+
+HEAD_START = 10.0  # seconds, about what a new process needs to begin
 
 _work: Work  # in a worker process: what it does with a task
 
@@ -44,22 +47,32 @@ def usable_cores() -> int:
 
 
 def run_tasks(build: Callable[[], Work], tasks: Iterable[Task], num_processes: int) -> Results:
-    """Gives every task with what `build()(*task)` returned, as they get ready; at most num_processes + 1 are in flight.
+    """Gives every task with what `build()(*task)` returned, as they get ready.
+
+    A new process needs many seconds to import what it works with. So this process begins alone, and takes help for
+    what is left after HEAD_START seconds; then at most num_processes + 1 tasks are in flight.
 
     Args:
         build: makes the work, once in each process; must be picklable.
         tasks: may be lazy.
-        num_processes: 1 works in this process.
+        num_processes: 1 works in this process only.
 
     Raises:
         WorkersDied: a worker was killed.
         Exception: whatever the work raised.
     """
-    if num_processes == 1:
-        work = build()
-        for task in tasks:
-            yield task, work(*task)
-        return
+    work = build()
+    started = time.monotonic()
+    remaining = iter(tasks)
+    while num_processes == 1 or time.monotonic() - started < HEAD_START:
+        task = next(remaining, None)
+        if task is None:
+            return
+        yield task, work(*task)
+    yield from _in_processes(build, remaining, num_processes)
+
+
+def _in_processes(build: Callable[[], Work], tasks: Iterator[Task], num_processes: int) -> Results:
     context = multiprocessing.get_context("spawn")
     lifeline, held_by_us = context.Pipe(duplex=False)
     threads = max(1, usable_cores() // num_processes)
@@ -105,10 +118,9 @@ def _start_worker(lifeline: Connection, build: Callable[[], Work], threads: int)
     global _work
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, args=(lifeline,), daemon=True).start()
-    import torch
-
-    torch.set_num_threads(threads)
     _work = build()
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
 
 
 def _die_with_parent(lifeline: Connection) -> None:
@@ -155,7 +167,7 @@ class Progress:
         if self.as_lines and now - self.told >= self.pause:
             self.told = now
             minutes = (now - self.started) / self.done * (self.total - self.done) / 60
-            self.log(f"{self.name}: {self.done} of {self.total}, about {minutes:.0f} min left")
+            self.log(f"{self.name}: {self.done} of {self.total}, about {math.ceil(minutes)} min left")
 
     def say(self, sentence: str) -> None:
         """A sentence for the log that does not run into the bar."""

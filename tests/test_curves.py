@@ -1,0 +1,68 @@
+"""The curves: one value an epoch, beside nnU-Net's own, in one picture, one table and the checkpoint."""
+
+from __future__ import annotations
+
+import csv
+import random
+
+import pytest
+from PIL import Image
+
+from nnunet_semi.curves import SHARES, CurveLogger, log_line
+
+CURVES = ["semi_loss_labeled", "semi_loss_unlabeled", "semi_weight", "semi_confidence"]
+
+
+def filled(epochs: int) -> CurveLogger:
+    random.seed(0)
+    logger = CurveLogger(CURVES, ["background", "disc"])
+    for name, values in logger.my_fantastic_logging.items():
+        values.extend([[0.25, 0.75]] * epochs if name == SHARES else [random.random() for _ in range(epochs)])
+    return logger
+
+
+def test_progress_png_grows_by_a_panel_and_is_drawn_anew_each_time(tmp_path):
+    from nnunetv2.training.logging.nnunet_logger import LocalLogger
+
+    logger = filled(3)
+    LocalLogger.plot_progress_png(logger, str(tmp_path))
+    with Image.open(tmp_path / "progress.png") as picture:
+        own = picture.size
+    for _ in range(2):
+        logger.plot_progress_png(str(tmp_path))
+        with Image.open(tmp_path / "progress.png") as picture:
+            assert picture.width == own[0]
+            assert own[1] + 1000 < picture.height < own[1] + 1300  # 12 inches at 100 dpi below nnU-Net's 54
+
+
+def test_the_table_has_a_row_per_epoch(tmp_path):
+    logger = filled(3)
+    logger.plot_progress_png(str(tmp_path))
+    with (tmp_path / "progress_semi.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["0", "1", "2"]
+    assert [float(row["share_disc"]) for row in rows] == [0.75] * 3
+    first = logger.my_fantastic_logging["semi_weight"][0]
+    assert float(rows[0]["semi_weight"]) == pytest.approx(first, rel=1e-5)
+
+
+def test_curves_go_through_a_checkpoint():
+    logger, other = filled(2), CurveLogger(CURVES, ["background", "disc"])
+    other.load_checkpoint(logger.get_checkpoint())
+    other.log("semi_weight", 0.5, 2)
+    assert other.get_value("semi_weight", None)[:2] == filled(2).get_value("semi_weight", None)
+
+
+def test_a_stock_checkpoint_fills_the_missing_epochs(tmp_path):
+    stock = {k: v for k, v in filled(2).get_checkpoint().items() if not k.startswith("semi")}
+    logger = CurveLogger(CURVES, ["background", "disc"])
+    logger.load_checkpoint(stock)
+    for name in CURVES:
+        logger.log(name, 0.5, 2)  # nnU-Net's logger asserts that epochs line up
+    logger.log(SHARES, [0.5, 0.5], 2)
+    assert len(logger.get_value(SHARES, None)) == 3
+
+
+def test_log_line_names_the_losses_and_the_weight():
+    curves = dict(zip(CURVES, [0.412, 0.087, 0.35, 0.94], strict=True))
+    assert log_line(curves) == "semi: loss_x 0.412  loss_u 0.087 (w 0.3500)  confidence 0.940"

@@ -1,0 +1,133 @@
+"""Two streams: what the unlabeled one may read, how it samples, and that its geometry is shared by all views."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from batchgenerators.utilities.file_and_folder_operations import load_pickle, write_pickle
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+
+from nnunet_semi.errors import EnvironmentNotReady
+from nnunet_semi.pipelines import GeometryOnly
+from nnunet_semi.trainers.nnUNetTrainerCPS import nnUNetTrainerCPS
+from tiny_trainer import make_trainer
+
+REGIONS = {"background": 0, "whole": (1, 2), "core": 2}
+IGNORE = {"background": 0, "disc": 1, "square": 2, "ignore": 3}
+
+
+def streams(plans_file: Path, configuration: str = "2d", **attributes):
+    """A trainer and its training stream, in this process."""
+    os.environ["nnUNet_n_proc_DA"] = "0"
+    trainer = make_trainer(nnUNetTrainerCPS, plans_file, configuration, **attributes)
+    trainer.initialize()
+    training, _ = trainer.get_dataloaders()
+    return trainer, training.data_loader.loader
+
+
+def test_a_batch_holds_labeled_and_unlabeled_patches(tiny):
+    trainer, loader = streams(tiny(channels=2), unlabeled_batch_size=3)
+    batch = next(loader)
+    assert batch["data"].shape == (2, 2, 32, 32)
+    assert batch["unlabeled"].shape == (3, 2, 32, 32)
+    assert set(batch["unlabeled_keys"]) <= {f"un_{i:03d}" for i in range(4)}
+    assert set(batch["keys"]) <= {f"tr_{i:03d}" for i in range(6)}
+
+
+@pytest.mark.parametrize("labels", [REGIONS, IGNORE], ids=["regions", "ignore label"])
+def test_labels_of_unlabeled_cases_are_never_read(tiny, labels):
+    """Poisoned foreground locations and a poisoned segmentation change nothing."""
+    plans_file = tiny(labels=labels, unlabeled=3)
+    trainer, loader = streams(plans_file)
+    unlabeled = loader.streams[1]
+    folder = Path(unlabeled._data.source_folder)
+
+    def drawn() -> torch.Tensor:
+        np.random.seed(0)
+        torch.manual_seed(0)
+        return torch.cat([next(unlabeled)["data"] for _ in range(6)])
+
+    clean = drawn()
+    for case in unlabeled._data.identifiers:
+        data, seg, _, properties = unlabeled._data.load_case(case)
+        properties["class_locations"] = {1: np.full((5, 4), 10**6), (1, 2): np.full((5, 4), 10**6)}
+        write_pickle(properties, str(folder / f"{case}.pkl"))
+        values = np.random.default_rng(0).integers(0, 3, seg.shape).astype(np.int16)
+        (folder / f"{case}_seg.b2nd").unlink()
+        nnUNetDatasetBlosc2.save_seg(values, str(folder / f"{case}_seg"))
+    assert torch.equal(drawn(), clean)
+    assert load_pickle(str(folder / "un_000.pkl"))["class_locations"][1].shape == (5, 4)
+
+
+def test_unlabeled_patches_are_sampled_uniformly(tiny):
+    trainer, loader = streams(tiny(shape=(32, 96), unlabeled=2), batch_size=8)
+    unlabeled = loader.streams[1]
+    unlabeled.transforms = None
+    widths = unlabeled._data.load_case("un_000")[0].shape
+    np.random.seed(0)
+    starts = [unlabeled.get_bbox(np.array(widths[1:]), True, {1: [[0, 0, 0, 0]]})[0][2] for _ in range(3)]
+    assert not unlabeled.get_do_oversample(10**6)
+    keys = np.concatenate([unlabeled.get_indices() for _ in range(100)])
+    assert starts
+    # 800 draws of two cases: five standard deviations of the binomial are 71
+    assert abs(int((keys == "un_000").sum()) - 400) < 71
+
+
+def test_geometry_only_moves_voxels_and_changes_no_intensity(tiny_2d):
+    """An image whose two intensities encode their positions keeps exactly these: nothing but geometry acted."""
+    trainer, loader = streams(tiny_2d)
+    geometry = loader.streams[1].transforms
+    for transform in geometry.transforms:
+        if hasattr(transform, "p_rotation"):
+            transform.p_rotation = transform.p_scaling = 0
+    size = loader.streams[1].patch_size[1:]
+    image = torch.arange(int(np.prod(size)), dtype=torch.float32).reshape(1, *size)
+    view = geometry(image=image, segmentation=torch.zeros(1, *size, dtype=torch.int16))["image"]
+    assert set(view.unique().tolist()) <= set(image.unique().tolist())
+    assert view.shape == (1, 32, 32)
+    assert isinstance(geometry, GeometryOnly)
+
+
+def test_all_views_of_a_patch_share_its_geometry(tiny_2d):
+    """The coordinates of the patch, as channels that no intensity may touch, come back equal in both views."""
+    trainer, loader = streams(tiny_2d)
+    trainer.num_image_channels = 1
+    patch = next(loader)["unlabeled"]
+    rows, columns = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
+    patch = torch.cat([patch, rows.expand_as(patch), columns.expand_as(patch)], 1)
+    first, second = trainer.strong_view(patch), trainer.strong_view(patch)
+    assert torch.equal(first[:, 1:], patch[:, 1:])
+    assert torch.equal(second[:, 1:], patch[:, 1:])
+    assert not torch.equal(first[:, :1], second[:, :1])
+
+
+def test_intensity_is_shared_by_no_two_views_but_masked_voxels_stay_zero(tiny_2d):
+    trainer, loader = streams(tiny_2d)
+    trainer.configuration_manager.configuration["use_mask_for_norm"] = [True]
+    trainer.was_initialized = False
+    trainer.initialize()
+    patch = torch.rand(2, 1, 32, 32) + 1
+    patch[:, :, :9] = 0
+    view = trainer.strong_view(patch)
+    assert (view[:, :, :9] == 0).all()
+    assert (view[:, :, 9:] != 0).all()
+
+
+def test_anisotropic_3d_keeps_the_first_axis_sharp(tiny):
+    plans_file = tiny(("3d_fullres",), dimension=3, shape=(8, 48, 48), spacing=(6.0, 1.0, 1.0))
+    trainer, loader = streams(plans_file, "3d_fullres")
+    assert trainer.perturb.blur_axes == (1, 2)
+    assert next(loader)["unlabeled"].ndim == 5
+
+
+def test_a_cascade_without_predictions_says_what_to_train_first(tmp_path):
+    from nnunet_semi.unlabeled.next_stage import require_predictions
+
+    (tmp_path / "a.b2nd").touch()
+    require_predictions(tmp_path, ["a"], "3d_lowres")
+    with pytest.raises(EnvironmentNotReady, match="1 of 2 unlabeled cases .b., which .* train 3d_lowres"):
+        require_predictions(tmp_path, ["a", "b"], "3d_lowres")
