@@ -104,6 +104,8 @@ setup(
         "numpy",
         "scipy",
         "tqdm",
+        "filelock",
+        "nibabel",
         "matplotlib",
         "pillow",
     ],

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_semi.errors import WrongUse
+
 ALL = "all"  # instead of a number of labeled cases: every training case is labeled
 TESTS = ("development", "tuning")
 
@@ -58,11 +60,11 @@ def read_protocol(data: Path, task: Task) -> dict[str, Any]:
     """The task's protocol.json below the data folder.
 
     Raises:
-        SystemExit: it is not there.
+        WrongUse: it is not there.
     """
     path = data / task.folder / "protocol.json"
     if not path.is_file():
-        raise SystemExit(f"got --data {data}; expected the file {path}; give the folder that holds {task.folder}/")
+        raise WrongUse(f"got --data {data}; expected the file {path}; give the folder that holds {task.folder}/")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -76,7 +78,7 @@ def split_cases(protocol: Mapping[str, Any], task: Task, labeled: int | str, tes
             last training cases that are not labeled at any labeled count, and takes them out of the training cases.
 
     Raises:
-        SystemExit: more labeled ones are asked for than the protocol lists.
+        WrongUse: more labeled ones are asked for than the protocol lists.
     """
     candidates = protocol[task.labeled]
     training = protocol["train"] if "train" in protocol else [*candidates, *protocol["unlabeled"]]
@@ -92,7 +94,7 @@ def split_cases(protocol: Mapping[str, Any], task: Task, labeled: int | str, tes
     if labeled == ALL:
         return Split(tuple(training), (), held_out)
     if not 1 <= int(labeled) <= len(candidates):
-        raise SystemExit(f"got --labeled {labeled}; expected 1 to {len(candidates)}, as many as {task.labeled} lists")
+        raise WrongUse(f"got --labeled {labeled}; expected 1 to {len(candidates)}, as many as {task.labeled} lists")
     chosen = of(candidates[: int(labeled)])
     return Split(chosen, tuple(case for case in training if case not in chosen), held_out)
 

@@ -10,6 +10,10 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 
+import nnunet_semi
+from nnunet_semi.discovery import VARIABLE, extended_search_path
+from nnunet_semi.errors import UserError
+
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 CORES = "BENCHMARK_CORES"
 
@@ -26,9 +30,6 @@ def environment(work: Path, workers: int | None = None, compiled: bool = False) 
         workers: augmentation workers of a training; the trainer chooses if not given.
         compiled: let nnU-Net compile its networks.
     """
-    import nnunet_semi
-    from nnunet_semi.discovery import VARIABLE, extended_search_path
-
     copy = str(Path(nnunet_semi.__file__).resolve().parent.parent)
     variables = {
         **os.environ,
@@ -51,7 +52,7 @@ def run_child(command: Sequence[str], variables: Mapping[str, str], log: Path, c
         cores: those that it may use; all if there are none.
 
     Raises:
-        RuntimeError: it failed; the message names the log file.
+        UserError: it failed; the message names the log file.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     chosen = {CORES: ",".join(map(str, cores))} if cores else {}
@@ -63,7 +64,7 @@ def run_child(command: Sequence[str], variables: Mapping[str, str], log: Path, c
             child, env={**variables, **chosen}, stdout=output, stderr=subprocess.STDOUT, cwd=log.parent
         )
     if done.returncode:
-        raise RuntimeError(f"{command[0]} failed with exit code {done.returncode}; its output is in {log}")
+        raise UserError(f"{command[0]} failed with exit code {done.returncode}; its output is in {log}")
 
 
 def predict(model: str, output: str, device: str, mirroring: str, *images: str) -> None:

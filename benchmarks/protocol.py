@@ -20,6 +20,7 @@ from pathlib import Path
 
 from cases import ALL, TASKS, TESTS
 from children import available_cores
+from nnunet_semi.errors import UserError
 from prepare import Preparation
 from results import SUPERVISED, append_row, is_done, markdown, read_rows
 from runs import Options, Run
@@ -80,13 +81,16 @@ def execute(runs: Sequence[Run], results: Path, jobs: int) -> int:
             append_row(results, row)
         return f"{run.trainer_name}, {run.labeled} labeled: Dice {row['dice']:.3f}, trained {row['train_seconds']} s"
 
-    with ThreadPoolExecutor(jobs) as pool:
+    pool = ThreadPoolExecutor(jobs)
+    try:
         for future in as_completed([pool.submit(one, run) for run in left]):
             try:
                 print(future.result(), file=sys.stderr, flush=True)
-            except RuntimeError as problem:
+            except UserError as problem:
                 failed += 1
                 print(f"protocol.py: {problem}", file=sys.stderr, flush=True)
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C no further run starts
     return failed
 
 
@@ -99,8 +103,16 @@ def shares(cores: Sequence[int], jobs: int) -> queue.SimpleQueue[list[int]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prepares, runs and prints the table, as far as the stages ask for it; gives the exit code."""
-    args = parse(arguments)
+    """Does what the command line asks for; gives the exit code, as the commands of nnunet_semi do."""
+    try:
+        return run_stages(parse(arguments))
+    except UserError as problem:
+        print(f"protocol.py: {problem}", file=sys.stderr)
+        return problem.exit_code
+
+
+def run_stages(args: argparse.Namespace) -> int:
+    """Prepares, runs and prints the table, as far as the stages ask for it; 1 if a run failed."""
     runs, results, failed = planned_runs(args), args.work / "results.csv", 0
     if "prepare" in args.stage:
         runs[0].preparation.prepare([*args.labeled, *([ALL] if args.all_labels else [])])

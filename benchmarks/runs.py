@@ -10,11 +10,13 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import nnunet_semi
 from cases import read_protocol
 from children import environment, run_child
 from prepare import PLANS, Preparation
@@ -66,7 +68,7 @@ class Run:
         """Trains, predicts and scores; gives the row of the results.
 
         Raises:
-            RuntimeError: training or prediction failed.
+            UserError: training or prediction failed.
         """
         preparation, dataset = self.preparation, self.preparation.dataset(self.labeled)
         model = f"{self.trainer_name}__{PLANS}__{preparation.configuration}"
@@ -148,10 +150,6 @@ def dice(prediction: np.ndarray, reference: np.ndarray) -> float:
 
 def surroundings() -> dict[str, str]:
     """Versions and the machine."""
-    from importlib.metadata import version
-
-    import nnunet_semi
-
     return {
         "nnunet_semi": nnunet_semi.__version__,
         "nnunetv2": version("nnunetv2"),

@@ -142,10 +142,19 @@ def in_turns(works: Mapping[str, Callable[[], float]], rounds: int) -> dict[str,
     return {name: statistics.median(measured) for name, measured in values.items()}
 
 
+def loaders(trainer: Any, workers: int) -> tuple[Any, Any]:
+    """The trainer's training and validation loaders; this process stays on one thread, whatever the trainer chooses."""
+    import torch
+
+    os.environ["nnUNet_n_proc_DA"] = str(workers)
+    made = trainer.get_dataloaders()
+    torch.set_num_threads(1)
+    return made
+
+
 def compare_steps(trainer: Any, device: str, rounds: int) -> dict[str, float]:
     """Milliseconds per step, by name."""
-    os.environ["nnUNet_n_proc_DA"] = "0"
-    batch = next(trainer.get_dataloaders()[0])
+    batch = next(loaders(trainer, 0)[0])
     trainer.on_train_epoch_start()
     steps = Steps(trainer, batch)
     works = {"train_step": steps.train_step, "bare": steps.bare, "supervised": steps.supervised}
@@ -156,8 +165,7 @@ def compare_steps(trainer: Any, device: str, rounds: int) -> dict[str, float]:
 
 def patches_per_second(trainer: Any, workers: int, batches: int) -> float:
     """Patches, labeled and unlabeled, that the training loader gives per second once its queue has been emptied."""
-    os.environ["nnUNet_n_proc_DA"] = str(workers)
-    training, validation = trainer.get_dataloaders()
+    training, validation = loaders(trainer, workers)
     for _ in range(2 * max(6, workers) if workers else 1):
         next(training)
     clock = time.perf_counter if workers else time.process_time
@@ -193,15 +201,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures both and prints them."""
     args = parse(arguments)
-    import torch
-
-    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):  # nnU-Net talks much
         plans, configuration = make_plans(Path(folder), args.dimension, args.size, args.batch, args.width)
         os.environ["nnUNet_compile"] = "t" if args.compile else "f"
         trainers = {name: make_trainer(name, plans, configuration, args.device) for name in (OWN, TWO_STREAMS)}
-        loaders = {name: partial(patches_per_second, t, args.workers, args.batches) for name, t in trainers.items()}
-        loading = in_turns(loaders, max(1, args.repeats // 4))
+        works = {name: partial(patches_per_second, t, args.workers, args.batches) for name, t in trainers.items()}
+        loading = in_turns(works, max(1, args.repeats // 4))
         steps = compare_steps(trainers[TWO_STREAMS], args.device, args.repeats)
     report(args, steps, loading)
 

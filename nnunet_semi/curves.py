@@ -72,9 +72,7 @@ class CurveLogger(LocalLogger):
             axes[0 if name in losses else 1].plot(values[name], label=LABELS[name], linewidth=4)
         for name, share in zip(self.outputs, _columns(values[SHARES]), strict=False):
             axes[2].plot(share, label=name, linewidth=4)
-        for axis, title in zip(
-            axes, ("losses and weight", "pseudo labels", "shares in the pseudo labels"), strict=True
-        ):
+        for axis, title in zip(axes, ("losses and weight", "pseudo labels", "shares of the classes"), strict=True):
             axis.set(xlabel="epoch", title=title)
             axis.legend(loc="best")
         axes[2].set_yscale("log")

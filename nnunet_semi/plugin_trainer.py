@@ -22,6 +22,7 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from torch import distributed as dist
 from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
@@ -97,10 +98,17 @@ class PluginTrainer(nnUNetTrainer):
         super().__init__(plans, configuration, fold, dataset_json, device)
         apply_class_attributes(self)
         if self.seed is None:
-            self.seed = secrets.randbits(32)
+            self.seed = self._drawn_seed()
         self.iteration = 0  # of the current epoch
 
     # --- random numbers ---
+
+    def _drawn_seed(self) -> int:
+        """A seed that all processes share, since a checkpoint holds one."""
+        seeds = [secrets.randbits(32)]
+        if self.is_ddp:
+            dist.broadcast_object_list(seeds, src=0)
+        return seeds[0]
 
     def _derived_seed(self, *where: int) -> int:
         assert self.seed is not None
@@ -231,4 +239,6 @@ class PluginTrainer(nnUNetTrainer):
         super().load_checkpoint(filename_or_checkpoint)
         checkpoint = torch.load(filename_or_checkpoint, map_location=self.device, weights_only=False)
         self.load_extra_state(checkpoint.get(CHECKPOINT_KEY, {}))
+        # nnU-Net writes checkpoint_latest before it notes that its epoch was the best one so far
+        self._best_ema = max(self.logger.get_value("ema_fg_dice", step=None), default=None)
         self.print_to_log_file(f"restored {filename_or_checkpoint}: epoch {self.current_epoch}, seed {self.seed}")

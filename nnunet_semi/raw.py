@@ -274,8 +274,6 @@ def _by_case(images: Path, names: list[str], ending: str, log: Callable[[str], N
             f"no file in {images} ends in {ending}, as dataset.json says ({name_some(others)}); convert the images to "
             "the format of imagesTr"
         )
-    if others:
-        log(f"left out, because not ending in {ending}: {len(others)} files of {images}: {name_some(others)}")
     cases: dict[str, list[str]] = defaultdict(list)
     misnamed = []
     for name in right:
@@ -292,4 +290,7 @@ def _by_case(images: Path, names: list[str], ending: str, log: Callable[[str], N
     reserved = [case for case in cases if case.endswith("_seg")]
     if reserved:
         raise UserError(f"{name_some(reserved)} in {images} ends in _seg, which nnU-Net keeps for itself; rename it")
+    others = [name for name in others if name.removesuffix(".json") not in cases]  # the spacing of a .tif
+    if others:
+        log(f"left out, because not ending in {ending}: {len(others)} files of {images}: {name_some(others)}")
     return dict(sorted(cases.items()))

@@ -55,14 +55,23 @@ def _add_plans(parser: ArgumentParser) -> None:
 
 
 def _demo_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("-o", dest="output", metavar="FOLDER", type=Path, help="where to work and leave the pictures")
+    parser.add_argument(
+        "-o", dest="output", metavar="FOLDER", type=Path, help="where to work; default: a temporary folder"
+    )
     parser.add_argument("-device", choices=["cpu", "cuda"], help="default: cuda if there is one")
+    parser.add_argument("--seed", metavar="N", type=_at_least(0), default=0, help="of the images and both trainings")
+    parser.add_argument("--overwrite", action="store_true", help="begin anew in a folder that holds a demo")
 
 
 def _demo(args: Namespace) -> int:
     from nnunet_semi.demo import demo
+    from nnunet_semi.demo.comparison import table
 
-    demo(folder=args.output, device=args.device)
+    if not args.quiet:
+        demo(args.output, args.device, args.seed, args.overwrite)
+        return 0
+    result = demo(args.output, args.device, args.seed, args.overwrite, report=lambda line: None)
+    print(*table(result.dice, dict.fromkeys(result.dice, "")), f"pictures: {result.pictures}", sep="\n")
     return 0
 
 

@@ -255,6 +255,18 @@ def test_export_passes_its_flags(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert capsys.readouterr().out == "m.zip\nm.zip\n"
 
 
+def test_demo_passes_its_flags(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    calls: list[Any] = []
+    result = types.SimpleNamespace(dice={"T": {"disc": [0.5, 0.7]}}, pictures=Path("p.png"))
+    monkeypatch.setattr("nnunet_semi.demo.demo", recorder(result, calls))
+    assert main(["demo"]) == 0
+    assert capsys.readouterr().out == ""  # the function has said it all
+    assert main(["demo", "-o", "here", "-device", "cpu", "--seed", "3", "--overwrite", "-q"]) == 0
+    assert [args for args, _ in calls] == [(None, None, 0, False), (Path("here"), "cpu", 3, True)]
+    said = capsys.readouterr().out
+    assert "0.600" in said and said.endswith("pictures: p.png\n")
+
+
 # --- list, env, init ---
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import inspect
 import json
 import multiprocessing
@@ -11,6 +10,7 @@ import pickle
 import re
 import subprocess
 import sys
+import sysconfig
 import timeit
 from pathlib import Path
 
@@ -86,9 +86,7 @@ def test_start_up_line_takes_less_than_a_millisecond_and_never_raises(monkeypatc
 
 def start_up_line() -> str:
     """The line as it was installed."""
-    files = importlib.metadata.files("nnunet_semi") or []
-    (path,) = [file.locate() for file in files if file.name == "nnunet_semi.pth"]
-    (line,) = Path(str(path)).read_text().splitlines()
+    (line,) = Path(sysconfig.get_path("purelib"), "nnunet_semi.pth").read_text().splitlines()
     return line
 
 

@@ -127,7 +127,7 @@ def test_python_version(version: tuple[int, int], status: str, monkeypatch: pyte
     assert software.python()[0].status == status
 
 
-@pytest.mark.parametrize(("version", "status"), [("2.8.3", "ok"), ("2.7.1", "FAIL"), ("2.10.0", "FAIL")])
+@pytest.mark.parametrize(("version", "status"), [("2.8.3", "ok"), ("2.8", "ok"), ("2.7.1", "FAIL"), ("2.10.0", "FAIL")])
 def test_other_versions_of_nnunet_fail(version: str, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(software, "_version", lambda package: version)
     assert software.nnunetv2()[0].status == status
@@ -189,7 +189,7 @@ def test_wrong_entries_of_the_search_path_are_told(tmp_path: Path, monkeypatch: 
 
 
 def test_look_up_asks_nnunet_itself() -> None:
-    answers, problem = lookup.look_up([*TRAINERS, "nnUNetTrainer_3epochs_2iters_seed1", "nnUNetTrainerNobodyWrote"])
+    answers, problem = lookup.look_up([*TRAINERS, "nnUNetTrainer_3epochs", "nnUNetTrainerNobodyWrote"])
     assert problem == ""
     assert "Could not find requested" in answers.pop("nnUNetTrainerNobodyWrote")
     assert {name: answer.split(" in ")[0] for name, answer in answers.items()} == dict.fromkeys(answers, "found")

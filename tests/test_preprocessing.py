@@ -317,6 +317,14 @@ def test_a_deleted_source_takes_its_files_along_and_nothing_else(flat: Dataset) 
     )
 
 
+def test_the_spacing_file_of_a_tif_is_a_source(tmp_path: Path) -> None:
+    cases = {"a": [str(tmp_path / "a_0000.tif")]}
+    (tmp_path / "a_0000.tif").touch()
+    before = update.describe(cases)
+    (tmp_path / "a.json").write_text('{"spacing": [1, 1, 1]}')
+    assert update.describe(cases) != before
+
+
 # --- configurations ---
 
 

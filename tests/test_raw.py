@@ -225,6 +225,13 @@ def test_some_files_of_another_format_are_left_out_and_told(images: Path) -> Non
     assert len(told) == 1 and "b_0000.mha" in told[0]
 
 
+def test_the_spacing_file_of_a_tif_belongs_to_it(images: Path) -> None:
+    touch(images, "a_0000.tif", "a.json", "b.json")
+    told: list[str] = []
+    assert list(raw.unlabeled_cases(images.parent, {**DATASET_JSON, "file_ending": ".tif"}, told.append)) == ["a"]
+    assert len(told) == 1 and "b.json" in told[0] and "a.json" not in told[0]
+
+
 def test_a_file_without_channel_number(images: Path) -> None:
     touch(images, "a_0000.nii.gz", "b.nii.gz", "_0000.nii.gz")
     with pytest.raises(UserError, match=r"no channel number; expected CASE_0000\.nii\.gz.*rename"):

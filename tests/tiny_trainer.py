@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ def tiny_plans(plans_file: Path, configuration: str = "2d", batch_size: int = 2,
     plans = json.loads(plans_file.read_text())
     settings = plans["configurations"][configuration]
     settings["batch_size"] = batch_size
+    if "inherits_from" in settings:
+        inherited = plans["configurations"][settings["inherits_from"]]
+        settings["architecture"] = copy.deepcopy(inherited["architecture"])
     kwargs = settings["architecture"]["arch_kwargs"]
     kwargs["features_per_stage"] = [width * 2**stage for stage in range(kwargs["n_stages"])]
     return {**plans, "continue_training": False}

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from nnunet_semi import discovery
+from nnunet_semi import __version__, discovery
 from nnunet_semi.doctor.fact import Fact, Status
 from nnunet_semi.doctor.lookup import look_up
 from nnunet_semi.registry import TRAINERS
@@ -32,14 +32,14 @@ def nnunetv2() -> list[Fact]:
     if location is None:
         return [Fact("nnunetv2", "FAIL", "not installed", 'pip install "nnunetv2>=2.8,<2.9"')]
     version = _version("nnunetv2")
-    fits = version.startswith("2.8.")
+    fits = version.split(".")[:2] == ["2", "8"]
     remedy = "" if fits else 'pip install "nnunetv2>=2.8,<2.9"'
     return [Fact("nnunetv2", "ok" if fits else "FAIL", f"{version} ({location})", remedy), *_other_copies("nnunetv2")]
 
 
 def nnunet_semi() -> list[Fact]:
     """Which copy of this project is imported."""
-    text = f"{_version('nnunet_semi')} ({_location('nnunet_semi')})"
+    text = f"{__version__} ({_location('nnunet_semi')})"
     return [Fact("nnunet_semi", "ok", text), *_other_copies("nnunet_semi")]
 
 
@@ -100,8 +100,8 @@ def search_folders() -> list[Fact]:
 
 
 def trainers() -> list[Fact]:
-    """One fact per trainer, and one for a name with endings, from nnU-Net's own look-up in a fresh process."""
-    names = [*TRAINERS, "nnUNetTrainer_3epochs_2iters_seed1"]
+    """One fact per trainer, and one for a name with an ending, from nnU-Net's own look-up in a fresh process."""
+    names = [*TRAINERS, "nnUNetTrainer_3epochs"]
     found, problem = look_up(names)
     return [_trainer_fact(name, found.get(name, problem)) for name in names]
 
@@ -120,7 +120,7 @@ def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed, from a folder"
+        return "unknown version"
 
 
 def _location(package: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import time
@@ -110,8 +111,13 @@ def watch(recipe: Recipe, cases: RawCases, patience: float = 120.0, interval: fl
 
 
 def describe(cases: RawCases) -> Sources:
-    """The state of the files of every case."""
-    return {case: describe_sources(files) for case, files in cases.items()}
+    """The state of the files of every case; of .tif images also of CASE.json, from which nnU-Net reads the spacing."""
+    described = {}
+    for case, files in cases.items():
+        folder, name = os.path.split(files[0])
+        beside = [os.path.join(folder, f"{case}.json")] if name.endswith((".tif", ".tiff")) else []
+        described[case] = describe_sources(files + beside)
+    return described
 
 
 def outstanding(index: UnlabeledIndex, recipe: Recipe, sources: Sources, retry_bad: bool) -> dict[str, str]:

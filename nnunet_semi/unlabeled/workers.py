@@ -148,7 +148,8 @@ class Progress:
     def __init__(self, total: int, name: str, log: Callable[[str], None], shown: bool = True) -> None:
         self.total, self.name, self.log = total, name, log
         self.done = 0
-        self.started = self.told = time.monotonic()
+        self.first = 0.0  # when the first step was done: until then, processes start
+        self.told = time.monotonic()
         on_terminal = sys.stderr is not None and sys.stderr.isatty()
         self.as_lines = shown and not on_terminal
         self.bar = tqdm(total=total, desc=name, disable=not (shown and on_terminal))
@@ -164,9 +165,11 @@ class Progress:
         self.done += 1
         self.bar.update()
         now = time.monotonic()
-        if self.as_lines and now - self.told >= self.pause:
+        if self.done == 1:
+            self.first = now
+        elif self.as_lines and now - self.told >= self.pause:
             self.told = now
-            minutes = (now - self.started) / self.done * (self.total - self.done) / 60
+            minutes = (now - self.first) / (self.done - 1) * (self.total - self.done) / 60
             self.log(f"{self.name}: {self.done} of {self.total}, about {math.ceil(minutes)} min left")
 
     def say(self, sentence: str) -> None:

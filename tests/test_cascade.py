@@ -1,0 +1,143 @@
+"""The cascade: the first stage predicts unlabeled cases for the second, which reads them beside the images."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import blosc2
+import numpy as np
+import pytest
+import torch
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
+from nnunetv2.experiment_planning import plan_and_preprocess_api as nnunet
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+
+from nnunet_semi.errors import EnvironmentNotReady
+from nnunet_semi.randomness import seed_everything
+from nnunet_semi.trainers.nnUNetTrainerCPS import nnUNetTrainerCPS, nnUNetTrainerCPSCutMix
+from short_training import threads_for_processes, train, validate
+from small_dataset import environment, make_dataset, plan
+from tiny_trainer import make_trainer
+
+FIRST, SECOND = "3d_lowres", "3d_cascade_fullres"
+LABELED, UNLABELED = [f"tr_{i:03d}" for i in range(3)], [f"un_{i:03d}" for i in range(3)]
+BRIGHT = 0.5  # standard deviations above the mean of an image: discs and squares, mostly
+SHORT = {"num_epochs": 1, "num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 1}
+
+
+@pytest.fixture(scope="module")
+def plans_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Plans with a cascade, because patches are made for a GPU of 20 MB; the labeled cases are preprocessed for it."""
+    root = tmp_path_factory.mktemp("cascade")
+    with mock.patch.dict(os.environ, {**environment(root), "nnUNet_n_proc_DA": "0"}):
+        make_dataset(root, dimension=3, shape=(32, 48, 48), labeled=len(LABELED), unlabeled=len(UNLABELED), test=0)
+        with mock.patch.dict(os.environ, {"nnUNet_n_proc_DA": "1"}), threads_for_processes():
+            plans_file = plan(configurations=())
+            nnunet.plan_experiments([1], gpu_memory_target_in_gb=0.02)
+            nnunet.preprocess([1], "nnUNetPlans", (FIRST, "3d_fullres"), (1,), show_progress_bar=False)
+        yield plans_file
+
+
+def stage(plans_file: Path, configuration: str, cls: type = nnUNetTrainerCPS) -> Any:
+    return make_trainer(cls, plans_file, configuration, **SHORT)
+
+
+@pytest.fixture(scope="module")
+def first_stage(plans_file: Path) -> Any:
+    """The first stage after its training and validation."""
+    trainer = stage(plans_file, FIRST)
+    train(trainer)
+    validate(trainer)
+    return trainer
+
+
+def cases(folder: Path) -> list[str]:
+    return sorted(path.name.removesuffix(".b2nd") for path in folder.iterdir())
+
+
+def test_the_plans_have_a_cascade(plans_file: Path) -> None:
+    configurations = json.loads(plans_file.read_text())["configurations"]
+    assert configurations[FIRST]["next_stage"] == SECOND
+    assert configurations[SECOND]["previous_stage"] == FIRST
+
+
+def test_validation_predicts_all_cases_for_the_next_stage(first_stage: Any) -> None:
+    folder = Path(first_stage.output_folder_base, "predicted_next_stage")
+    assert cases(folder / SECOND) == LABELED
+    assert cases(folder / f"{SECOND}_unlabeled") == UNLABELED
+    for case in UNLABELED:
+        prediction = blosc2.open(str(folder / f"{SECOND}_unlabeled" / f"{case}.b2nd"))[:]
+        assert prediction.shape == (32, 48, 48)  # of the next stage
+        assert set(np.unique(prediction)) <= {0, 1, 2}
+
+
+def test_the_second_stage_trains_on_images_and_predictions(first_stage: Any, plans_file: Path) -> None:
+    trainer = stage(plans_file, SECOND)
+    batches = []
+    own = trainer.losses
+
+    def losses(labeled, target, unlabeled):
+        batches.append((labeled, unlabeled))
+        return own(labeled, target, unlabeled)
+
+    trainer.losses = losses
+    checkpoint = train(trainer)
+    assert np.isfinite(checkpoint["logging"]["semi_loss_unlabeled"]).all()
+    [(labeled, unlabeled)] = batches
+    assert labeled.shape[1] == unlabeled.shape[1] == 3  # the image, and what was predicted for both labels
+    one_hot = unlabeled[:, 1:]
+    assert set(one_hot.unique().tolist()) <= {0.0, 1.0}
+    assert (one_hot.sum(1) <= 1).all()
+    assert one_hot.any()
+    view = trainer.strong_view(unlabeled)
+    assert torch.equal(view[:, 1:], one_hot)
+    assert not torch.equal(view[:, :1], unlabeled[:, :1])
+
+
+def test_predictions_move_with_the_image(
+    first_stage: Any, plans_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Predictions that were made of the image by a threshold fit to it after every rotation, flip and crop."""
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    trainer = stage(plans_file, SECOND)
+    folder = Path(trainer.folder_with_segs_from_previous_stage)
+    shutil.copytree(Path(first_stage.output_folder_base, "predicted_next_stage"), folder.parent)
+    source = plans_file.parent / "nnUNetPlans_3d_fullres_unlabeled"
+    for case in UNLABELED:
+        image = blosc2.open(str(source / f"{case}.b2nd"))[:]
+        prediction = folder.with_name(f"{SECOND}_unlabeled") / f"{case}.b2nd"
+        prediction.unlink()
+        nnUNetDatasetBlosc2.save_seg((image[0] > BRIGHT).astype(np.uint8), str(prediction.with_suffix("")))
+    trainer.initialize()
+    with mock.patch("nnunet_semi.plugin_trainer.share_cores", return_value=(1, 0)):
+        unlabeled = trainer.get_dataloaders()[0].data_loader.loader.streams[1]
+    for transform in unlabeled.transforms.transforms:
+        if isinstance(transform, RandomTransform):  # errors that nnU-Net adds to predictions on purpose
+            transform.apply_probability = 0
+    seed_everything(0)
+    patches = torch.cat([next(unlabeled)["data"] for _ in range(10)])
+    bright, predicted = patches[:, 0] > BRIGHT, patches[:, 1] > 0.5
+    assert 0.1 < predicted.float().mean() < 0.9
+    # the voxels at which the threshold of an interpolated image is not the interpolated threshold
+    assert (bright != predicted).float().mean() < 0.1
+    assert (bright != predicted.flip(1)).float().mean() > 0.2
+
+
+def test_without_predictions_it_says_what_to_train_first(
+    plans_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    trainer = stage(plans_file, SECOND)
+    with pytest.raises(EnvironmentNotReady, match="3 of 3 unlabeled cases .un_000.*train 3d_lowres with the same trainer"):
+        trainer.run_training()
+
+
+def test_the_predictions_of_another_trainer_do_not_count(first_stage: Any, plans_file: Path) -> None:
+    with pytest.raises(EnvironmentNotReady, match="nnUNetTrainerCPSCutMix__nnUNetPlans__3d_lowres"):
+        stage(plans_file, SECOND, nnUNetTrainerCPSCutMix).run_training()
