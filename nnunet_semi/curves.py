@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
 from PIL import Image
 
@@ -63,11 +65,10 @@ class CurveLogger(LocalLogger):
         self._write_csv(Path(output_folder, "progress_semi.csv"))
 
     def _panel(self) -> Image.Image:
-        import matplotlib.pyplot as plt
-
         values = self.my_fantastic_logging
         losses = [c for c in self.curves if c.startswith("semi_loss") or c == "semi_weight"]
-        fig, axes = plt.subplots(1, 3, figsize=(30, 12))
+        figure = Figure(figsize=(30, 12))
+        axes = figure.subplots(1, 3)
         for name in self.curves:
             axes[0 if name in losses else 1].plot(values[name], label=LABELS[name], linewidth=4)
         for name, share in zip(self.outputs, _columns(values[SHARES]), strict=False):
@@ -76,11 +77,10 @@ class CurveLogger(LocalLogger):
             axis.set(xlabel="epoch", title=title)
             axis.legend(loc="best")
         axes[2].set_yscale("log")
-        fig.tight_layout()
-        fig.canvas.draw()
-        panel = Image.fromarray(np.asarray(fig.canvas.buffer_rgba()))
-        plt.close(fig)
-        return panel
+        figure.tight_layout()
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        return Image.fromarray(np.asarray(canvas.buffer_rgba()))
 
     def _write_csv(self, path: Path) -> None:
         values = self.my_fantastic_logging

@@ -73,8 +73,10 @@ def differences(first: Any, second: Any, place: str = "") -> list[str]:
     if type(first) is not type(second):
         return [f"{place}: {type(first).__name__} and {type(second).__name__}"]
     if isinstance(first, dict):
-        missing = [f"{place}/{key} is in one only" for key in first.keys() ^ second.keys()]
-        return missing + [d for k in first.keys() & second.keys() for d in differences(first[k], second[k], f"{place}/{k}")]
+        found = [f"{place}/{key} is in one only" for key in first.keys() ^ second.keys()]
+        for key in first.keys() & second.keys():
+            found += differences(first[key], second[key], f"{place}/{key}")
+        return found
     if isinstance(first, (list, tuple)):
         if len(first) != len(second):
             return [f"{place}: {len(first)} and {len(second)} values"]

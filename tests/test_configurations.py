@@ -47,7 +47,9 @@ def check_training(trainer: Any, plans_file: Path, configuration: str = "2d") ->
         assert len(curves[name]) == trainer.num_epochs, name
         assert all(math.isfinite(value) for value in curves[name]), name
     assert all(len(shares) == trainer.label_manager.num_segmentation_heads for shares in curves[SHARES])
-    stock = make_trainer(nnUNetTrainer, plans_file, configuration, enable_deep_supervision=trainer.enable_deep_supervision)
+    stock = make_trainer(
+        nnUNetTrainer, plans_file, configuration, enable_deep_supervision=trainer.enable_deep_supervision
+    )
     stock.load_checkpoint(str(Path(trainer.output_folder, "checkpoint_final.pth")))
     weights = stock.network.state_dict()
     assert weights.keys() == checkpoint["network_weights"].keys() == checkpoint[CHECKPOINT_KEY]["network_2"].keys()

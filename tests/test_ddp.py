@@ -184,8 +184,8 @@ def ranks(folder: Path) -> list[dict[str, Any]]:
     return [torch.load(folder / f"rank_{rank}.pt", weights_only=False) for rank in range(PROCESSES)]
 
 
-# Sums are taken in another order (a relative 1e-7 for each, through some 20 layers and back), and under DDP nnU-Net gives
-# the coarsest output a weight of 1e-6 instead of 0.
+# Sums are taken in another order (a relative 1e-7 for each, through some 20 layers and back), and under DDP nnU-Net
+# gives the coarsest output a weight of 1e-6 instead of 0.
 close = partial(torch.testing.assert_close, rtol=1e-3, atol=1e-5)
 
 

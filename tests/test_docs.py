@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_trainer import make_trainer, random_batch
 
 from nnunet_semi.cli import main
 from nnunet_semi.registry import TRAINERS
+from tiny_trainer import make_trainer, random_batch
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

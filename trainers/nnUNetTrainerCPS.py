@@ -160,8 +160,12 @@ class nnUNetTrainerCPSCutMix(nnUNetTrainerCPS):
     """CPS with CutMix: pseudo labels of the undisturbed patches, learned on strong views mixed from pairs of patches.
 
     Images and pseudo labels are mixed by the same boxes. The two passes for the pseudo labels need no gradient.
+
+    Attributes:
+        cutmix_p: probability that a patch gets a box from another one.
     """
 
+    ramp_length = 0.4
     cutmix_p: float = 1.0
 
     def losses(self, labeled: Tensor, target: Any, unlabeled: Tensor) -> Losses:

@@ -189,6 +189,11 @@ class nnUNetTrainerSemi(PluginTrainer):
 
     # --- unlabeled data ---
 
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """Find the unlabeled cases first: what is wrong with them is said before nnU-Net starts to load."""
+        self.unlabeled_cases = self.unlabeled_dataset()
+        return super().get_dataloaders()
+
     def training_stream(self, labeled: nnUNetDataLoader) -> TwoStreams:
         """Put the unlabeled stream beside nnU-Net's labeled one."""
         batch_size = self.batch_size
@@ -196,7 +201,7 @@ class nnUNetTrainerSemi(PluginTrainer):
             batch_size = self.unlabeled_batch_size
             if self.is_ddp:
                 batch_size = max(1, batch_size // dist.get_world_size())
-        return TwoStreams(labeled, unlabeled_loader(labeled, self.unlabeled_dataset(), batch_size))
+        return TwoStreams(labeled, unlabeled_loader(labeled, self.unlabeled_cases, batch_size))
 
     def unlabeled_dataset(self) -> nnUNetBaseDataset:
         """The preprocessed unlabeled cases, after preprocessing those that are missing."""
