@@ -1,1 +1,1 @@
-"""Challenge datasets into nnU-Net raw format, one file per challenge."""
+"""Challenge datasets, and folders of images and masks, into nnU-Net's raw format: one file each."""

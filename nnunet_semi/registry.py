@@ -19,7 +19,28 @@ TRAINERS: dict[str, tuple[str, str]] = {
 }
 
 # challenge name -> (module of its converter, what it is)
-DATASETS: dict[str, tuple[str, str]] = {}
+DATASETS: dict[str, tuple[str, str]] = {
+    "fugc2025": (
+        "nnunet_semi.dataset_conversion.fugc2025",
+        "cervix in transvaginal ultrasound: two lips, 50 labeled and 450 unlabeled images",
+    ),
+    "flare22": (
+        "nnunet_semi.dataset_conversion.flare22",
+        "abdominal CT: 13 organs, 50 labeled and 2000 unlabeled volumes",
+    ),
+    "cl-detection2023": (
+        "nnunet_semi.dataset_conversion.cl_detection2023",
+        "lateral X-rays of the head: 38 landmarks in 400 images",
+    ),
+    "aicup-stas": (
+        "nnunet_semi.dataset_conversion.aicup_stas",
+        "lung pathology: tumour spread, outlined in LabelMe",
+    ),
+    "folder": (
+        "nnunet_semi.dataset_conversion.folder",
+        "images and masks of your own: PNG, JPEG, TIFF, NIfTI, NRRD, MHA; also LabelMe, VOC and 0/255 masks",
+    ),
+}
 
 # ending of a trainer's name -> what it does; nnunet_semi.discovery.variants makes the classes
 ENDINGS: dict[str, str] = {
@@ -42,7 +63,7 @@ def as_table() -> str:
     """Everything as text to read, a line each."""
     titles = {
         "trainers": "Trainers: nnUNetv2_train DATASET CONFIG FOLD -tr NAME",
-        "datasets": "Datasets",
+        "datasets": "Datasets: nnunet_semi convert NAME SOURCE",
         "endings": "Endings of any trainer's name, nnU-Net's own too, with any number and in any order",
     }
     blocks = []

@@ -10,7 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnunet_semi import conversion
+from nnunet_semi.arguments import add_json, add_output, add_processes, at_least
 from nnunet_semi.errors import EnvironmentNotReady
+from nnunet_semi.evaluation import command as evaluate
 from nnunet_semi.shells import SHELLS, set_line
 
 
@@ -24,21 +27,9 @@ class Verb:
     run: Callable[[Namespace], int]
 
 
-def _at_least(least: int) -> Callable[[str], int]:
-    """An argparse type: a whole number that is not too small."""
-
-    def number(text: str) -> int:
-        value = int(text) if text.strip().isdigit() else least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number of {least} or more")
-        return value
-
-    return number
-
-
 def _fold(text: str) -> int | str:
     """An argparse type: a fold as nnU-Net names it."""
-    return "all" if text == "all" else _at_least(0)(text)
+    return "all" if text == "all" else at_least(0)(text)
 
 
 def _add_dataset(parser: ArgumentParser, several: bool = False) -> None:
@@ -59,7 +50,7 @@ def _demo_arguments(parser: ArgumentParser) -> None:
         "-o", dest="output", metavar="FOLDER", type=Path, help="where to work; default: a temporary folder"
     )
     parser.add_argument("-device", choices=["cpu", "cuda"], help="default: cuda if there is one")
-    parser.add_argument("--seed", metavar="N", type=_at_least(0), default=0, help="of the images and both trainings")
+    parser.add_argument("--seed", metavar="N", type=at_least(0), default=0, help="of the images and both trainings")
     parser.add_argument("--overwrite", action="store_true", help="begin anew in a folder that holds a demo")
 
 
@@ -106,10 +97,6 @@ def _env(args: Namespace) -> int:
 # --- doctor, list ---
 
 
-def _json_argument(parser: ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON for a script")
-
-
 def _doctor(args: Namespace) -> int:
     from nnunet_semi.doctor import as_json, as_line, examine, summary
 
@@ -138,9 +125,7 @@ def _preprocess_arguments(parser: ArgumentParser) -> None:
         "-c", dest="configurations", metavar="CONFIG", nargs="+", help="default: those nnU-Net preprocessed"
     )
     _add_plans(parser)
-    parser.add_argument(
-        "-np", dest="processes", metavar="N", type=_at_least(1), help="processes; default: by the cores"
-    )
+    add_processes(parser)
     parser.add_argument(
         "--skip-bad", action="store_true", help="train without the bad cases; otherwise training refuses"
     )
@@ -165,7 +150,7 @@ def _preprocess(args: Namespace) -> int:
 def _narrow_arguments(parser: ArgumentParser) -> None:
     _add_dataset(parser)
     parser.add_argument("-c", dest="configuration", metavar="CONFIG", required=True, help="the one to inherit from")
-    parser.add_argument("--width", metavar="N", type=_at_least(1), default=8, help="features of the first stage")
+    parser.add_argument("--width", metavar="N", type=at_least(1), default=8, help="features of the first stage")
     _add_plans(parser)
     parser.add_argument("--name", help="name of the new one; default: CONFIG_wN")
 
@@ -212,6 +197,38 @@ def _export(args: Namespace) -> int:
     return 0
 
 
+# --- ensemble ---
+
+
+def _ensemble_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "predictions", metavar="PRED", nargs="+", type=Path, help="folders of label maps of the same names, two or more"
+    )
+    add_output(parser, "OUT", "the folder to write into", required=True)
+    parser.add_argument(
+        "--binary",
+        action=argparse.BooleanOptionalAction,
+        help="masks are what is above 0, written as 0 and 255; default: if a picture has colours or full white",
+    )
+    add_processes(parser)
+
+
+def _ensemble(args: Namespace) -> int:
+    from nnunet_semi.voting import ensemble
+
+    print(
+        ensemble(
+            args.predictions,
+            args.output,
+            binary=args.binary,
+            overwrite=args.overwrite,
+            num_processes=args.processes,
+            progress=not args.quiet,
+        )
+    )
+    return 0
+
+
 VERBS: dict[str, Verb] = {
     "demo": Verb(
         "Makes a small dataset, trains nnUNetTrainer and nnUNetTrainerCPS on it, and prints both results.",
@@ -228,15 +245,27 @@ VERBS: dict[str, Verb] = {
     "doctor": Verb(
         "Prints what is in place and what is not, a line per fact with its remedy; changes nothing.",
         "nnunet_semi doctor",
-        _json_argument,
+        add_json,
         _doctor,
     ),
-    "list": Verb("Prints the trainers, with a line on each.", "nnunet_semi list", _json_argument, _list),
+    "list": Verb("Prints the trainers, with a line on each.", "nnunet_semi list", add_json, _list),
     "env": Verb(
         "Prints the line by which nnU-Net finds the trainers where the start-up line is not wanted.",
         'eval "$(nnunet_semi env)"',
         _env_arguments,
         _env,
+    ),
+    "convert": Verb(
+        "Makes a dataset in nnUNet_raw from the files of a challenge, or from a folder of images and masks.",
+        "nnunet_semi convert fugc2025 FUGC2025 --id 25",
+        conversion.add_convert_arguments,
+        conversion.run_convert,
+    ),
+    "restore": Verb(
+        "Makes predictions on the grid of the original images from those for a converted dataset.",
+        "nnunet_semi restore predictions -d 22 -o submission",
+        conversion.add_restore_arguments,
+        conversion.run_restore,
     ),
     "preprocess": Verb(
         "Makes preprocessed cases of the images in imagesUn, with the plans of the labeled cases.",
@@ -255,5 +284,17 @@ VERBS: dict[str, Verb] = {
         "nnunet_semi export -d 7 -c 2d -tr nnUNetTrainerCPS -f 0 -o model.zip",
         _export_arguments,
         _export,
+    ),
+    "evaluate": Verb(
+        "Prints how well predictions match references, per class, with a confidence interval; -o writes summary.json.",
+        "nnunet_semi evaluate labelsTs predictions --metrics dice,nsd,hd95 -o scores",
+        evaluate.add_arguments,
+        evaluate.run,
+    ),
+    "ensemble": Verb(
+        "Makes the majority vote of several folders of label maps; where labels tie, that of the first of them wins.",
+        "nnunet_semi ensemble predictions_1 predictions_2 predictions_3 -o voted",
+        _ensemble_arguments,
+        _ensemble,
     ),
 }

@@ -27,10 +27,6 @@ HEAVY = "('torch', 'numpy', 'nnunetv2', 'matplotlib')"
 # --- help ---
 
 
-def test_the_verbs_are_those_that_exist() -> None:
-    assert set(VERBS) == {"demo", "init", "doctor", "list", "env", "preprocess", "narrow", "export"}
-
-
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_says_first_what_the_verb_makes_and_ends_with_an_example(
     verb: str, capsys: pytest.CaptureFixture[str]

@@ -313,7 +313,8 @@ def test_the_demo_runs_the_real_commands_and_continues(tmp_path: Path) -> None:
     assert all(len(values) == SMALL.test for of_class in result.dice.values() for values in of_class.values())
     assert json.loads((result.folder / "scores.json").read_text())["dice"] == result.dice
     assert result.pictures.is_file()
-    assert any("nnUNetTrainerCPS" in line and "3 labeled, 4 unlabeled" in line for line in shown)
+    assert "nnUNetTrainerCPS  3 labeled, 4 unlabeled" in shown[-1]
+    assert str(result) in shown[-1]
     shown.clear()
     again = demo(tmp_path / "demo", "cpu", 1, report=shown.append, **small)
     assert again == result

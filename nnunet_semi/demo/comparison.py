@@ -79,14 +79,13 @@ def case_means(of_class: Mapping[str, list[float]]) -> np.ndarray:
     return np.nanmean(list(of_class.values()), axis=0)
 
 
-def report_lines(place: DemoFolder, scores: Scores) -> list[str]:
-    """The table of both trainers and where the pictures lie."""
+def summary(place: DemoFolder, scores: Scores) -> str:
+    """The table of both trainers, and where the pictures lie."""
     settings = place.settings
     trained_on = (f"{settings.labeled} labeled", f"{settings.labeled} labeled, {settings.unlabeled} unlabeled")
     length = f"{settings.epochs} epochs of {settings.iterations} iterations"
     supervised, semi = (case_means(scores[trainer]) for trainer in TRAINERS)
-    return [
-        "",
+    lines = [
         f"Dice on {settings.test} test images, final checkpoints, both after {length} with seed {settings.seed}:",
         "",
         *(f"    {line}" for line in table(scores, dict(zip(TRAINERS, trained_on, strict=True)))),
@@ -95,6 +94,7 @@ def report_lines(place: DemoFolder, scores: Scores) -> list[str]:
         f"pictures: {place.path / PICTURES}",
         f"all steps took {place.seconds / 60:.1f} min",
     ]
+    return "\n".join(lines)
 
 
 def table(scores: Scores, trained_on: Mapping[str, str]) -> list[str]:

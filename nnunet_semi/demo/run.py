@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nnunet_semi.demo.commands import FOLDERS
-from nnunet_semi.demo.comparison import Scores, compare, report_lines
+from nnunet_semi.demo.comparison import Scores, compare, summary
 from nnunet_semi.demo.folder import PICTURES, DemoFolder, Settings, open_folder
 from nnunet_semi.demo.steps import Step, all_steps
 from nnunet_semi.errors import WrongUse
@@ -27,12 +27,17 @@ class DemoResult:
         dice: trainer → class → Dice of each test case.
         pictures: the sheet with test images and both predictions.
         seconds: what all steps took together, also over several runs.
+        summary: the table of both trainers and where the pictures lie, in words; also what str() gives.
     """
 
     folder: Path
     dice: Scores
     pictures: Path
     seconds: float
+    summary: str
+
+    def __str__(self) -> str:
+        return self.summary
 
 
 def show(line: str) -> None:
@@ -66,7 +71,7 @@ def demo(
         device: "cpu" or "cuda"; None takes a GPU if there is one.
         seed: of the images and of both trainings.
         overwrite: begin anew in a folder that holds a demo.
-        report: takes the lines that a user should see.
+        report: takes what a user should see, a line or a few at a time.
         epochs, iterations, batch_size, width: length of both trainings, images per iteration, width of the network.
         labeled, unlabeled, test: numbers of cases.
 
@@ -87,9 +92,9 @@ def demo(
         report(f"to go on: nnunet_semi demo -o {shlex.quote(str(place.path))}")
         raise
     scores = compare(place)
-    for line in report_lines(place, scores):
-        report(line)
-    return DemoResult(place.path, scores, place.path / PICTURES, place.seconds)
+    result = DemoResult(place.path, scores, place.path / PICTURES, place.seconds, summary(place, scores))
+    report(f"\n{result}")
+    return result
 
 
 def _check(settings: Settings, device: str | None) -> None:

@@ -1,0 +1,151 @@
+"""CL-Detection 2023: 38 landmarks in 400 lateral X-rays of the head, in one stack of 8 GB."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from PIL import Image
+
+from nnunet_semi.dataset_conversion import landmarks, mha
+from nnunet_semi.dataset_conversion.orthodontics import NAMES, Cephalogram, read_points
+from nnunet_semi.dataset_conversion.plan import LABELED, TEST, Output, Plan, Problem, Unusable, describe
+from nnunet_semi.dataset_conversion.sources import Source
+from nnunet_semi.dataset_conversion.splits import shuffled_parts
+from nnunet_semi.dataset_conversion.volumes import volume
+from nnunet_semi.dataset_conversion.writing import DEFAULT, Conversion, Writing, write_dataset
+from nnunet_semi.storage import write_json
+
+LABELS = {"background": 0} | {name: number for number, name in enumerate(NAMES, 1)}
+PARTS = (300, 50, 50)  # training, validation and test images of the published baseline
+LAYOUT = "one stack (train_stack.mha) and one list of points (train-gt.json)"
+
+
+def convert(
+    source: Path | str, dataset_id: int | None = None, name: str = "CLDetection2023", *, writing: Writing = DEFAULT
+) -> Conversion:
+    """Writes nnUNet_raw/Dataset<id>_<name>; see `plan` for what becomes what, and `write_dataset` for the rest."""
+    return write_dataset(plan(source), dataset_id, name, writing)
+
+
+def plan(source: Path | str) -> Plan:
+    """Every slice of the stack becomes a 2D .mha with its spacing in mm, a label map, and a file of coordinates.
+
+    The shuffle of the published baseline decides which images are for training, validation and testing, 300, 50 and 50
+    of 400; other numbers are divided in proportion. The test images keep their labels, in labelsTs and landmarksTs.
+
+    Args:
+        source: the folder with train_stack.mha and train-gt.json.
+    """
+    files = Source(source)
+    description = describe("cl-detection2023", ["X-ray"], LABELS, ".mha", landmarks={"names": list(NAMES)})
+    result = Plan(files.root, description, problems=files.problems, notes=files.notes)
+    stack_path = _only(files, ".mha", "*train*stack*", "*stack*", "*")
+    points_path = _only(files, ".json", "*train*gt*", "*gt*", "*")
+    if stack_path is None or points_path is None:
+        if not files.problems:
+            files.unknown_layout(LAYOUT)
+        return result.finish()
+    try:
+        header = _stack_header(stack_path)
+    except Unusable as refusal:
+        files.problems.append(refusal.problem)
+        return result.finish()
+    cephalograms, problems = read_points(points_path, header.size)
+    files.problems += problems
+    training, validation, test = shuffled_parts(header.size[2], PARTS)
+    for number, cephalogram in sorted(cephalograms.items()):
+        role = TEST if number in test else LABELED
+        work = Slice(header, number, cephalogram)
+        result.add(role, _name(number), [stack_path], work, points_path, landmarks=points_path)
+    result.splits = [{"train": sorted(map(_name, training)), "val": sorted(map(_name, validation))}]
+    if header.size[2] != sum(PARTS):
+        parts = ", ".join(map(str, map(len, (training, validation, test))))
+        result.notes.append(f"the stack has {header.size[2]} images, not {sum(PARTS)}: they are split into {parts}")
+    return result.finish()
+
+
+def _name(number: int) -> str:
+    """The case of an image that has a number in the stack, from 1."""
+    return f"ceph_{number:03d}"
+
+
+def _only(files: Source, ending: str, *patterns: str) -> Path | None:
+    """The one file that matches the first pattern that any file matches."""
+    listed = files.files(files.root, (ending,), note_others=False).values()
+    for pattern in patterns:
+        found = [path for path in listed if path.match(pattern)]
+        if len(found) > 1:
+            names = ", ".join(path.name for path in found)
+            files.problems.append(Problem(files.root, f"several candidates ({names})", LAYOUT))
+        if found:
+            return found[0] if len(found) == 1 else None
+    return None
+
+
+def _stack_header(path: Path) -> mha.Header:
+    """The header of a stack of pictures with one or three channels of 8 bits.
+
+    Raises:
+        Unusable: it is none.
+    """
+    header = mha.read_header(path)
+    if len(header.size) != 3 or header.channels not in (1, 3) or header.dtype != np.uint8:
+        found = f"{header.channels} channel(s) of {header.dtype} in {len(header.size)} dimensions {header.size}"
+        raise Unusable(Problem(path, found, "a stack of pictures with 1 or 3 channels of 8 bits"))
+    if not header.compressed:
+        mha.refuse_incomplete(header)
+    return header
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One image of the stack.
+
+    Attributes:
+        header: of the stack.
+        number: of the image, from 1.
+        cephalogram: its landmarks and its scale.
+    """
+
+    header: mha.Header
+    number: int
+    cephalogram: Cephalogram
+
+    def __call__(self, *_: Path) -> Sequence[Output]:
+        values = grey(mha.read_slice(self.header, self.number - 1))
+        points = dict(zip(NAMES, self.cephalogram.points, strict=True))
+        values = self._without_padding(values)
+        size, spacing = values.shape[::-1], (self.cephalogram.scale,) * 2
+        labels = landmarks.draw_balls(points, size, spacing)
+        outputs: list[Output] = []
+        for array in (values, labels):
+            image = sitk.GetImageFromArray(array)
+            image.SetSpacing(spacing)
+            outputs.append(volume(image))
+        return [*outputs, partial(write_json, content=landmarks.as_json(points, size, spacing, (0.0, 0.0)))]
+
+    def _without_padding(self, values: np.ndarray) -> np.ndarray:
+        """Cuts off what is zero at the right and below, up to the outermost landmark; coordinates stay."""
+        rows, columns = np.flatnonzero(values.any(axis=1)), np.flatnonzero(values.any(axis=0))
+        if not rows.size:
+            found = f"image {self.number}, which is zero everywhere"
+            raise Unusable(Problem(self.header.path, found, "an image in every slice"))
+        known = [point for point in self.cephalogram.points if point is not None]
+        right = max([columns[-1], *(int(np.ceil(x)) for x, _ in known)]) + 1
+        bottom = max([rows[-1], *(int(np.ceil(y)) for _, y in known)]) + 1
+        return np.ascontiguousarray(values[:bottom, :right])
+
+
+def grey(values: np.ndarray) -> np.ndarray:
+    """One channel of 8 bits: the first of three equal ones, or their luminance (ITU-R 601) where they differ."""
+    if values.ndim == 2:
+        return values
+    picture = Image.fromarray(values)
+    first, *others = picture.split()  # ten times faster than NumPy on interleaved channels
+    same = all(first.tobytes() == other.tobytes() for other in others)
+    return np.asarray(first if same else picture.convert("L"))

@@ -1,0 +1,60 @@
+"""Types and flags that several verbs of the command line share."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from argparse import ArgumentParser
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """An argparse type: a whole number that is not too small."""
+
+    def number(text: str) -> int:
+        value = int(text) if text.strip().isdigit() else least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number of {least} or more")
+        return value
+
+    return number
+
+
+def above_zero(text: str) -> float:
+    """An argparse type: a finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected a number above 0")
+    return value
+
+
+def some_of(names: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """An argparse type: some of these names, with commas between them."""
+
+    def chosen(text: str) -> tuple[str, ...]:
+        found = tuple(text.split(","))
+        if not set(found) <= set(names):
+            raise argparse.ArgumentTypeError(f"got {text!r}; expected some of {','.join(names)}")
+        return found
+
+    return chosen
+
+
+def add_json(parser: ArgumentParser) -> None:
+    """--json"""
+    parser.add_argument("--json", action="store_true", help="print JSON for a script")
+
+
+def add_output(parser: ArgumentParser, metavar: str, makes: str, required: bool = False) -> None:
+    """-o and --overwrite"""
+    parser.add_argument("-o", dest="output", metavar=metavar, type=Path, required=required, help=makes)
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+
+
+def add_processes(parser: ArgumentParser) -> None:
+    """-np"""
+    parser.add_argument("-np", dest="processes", metavar="N", type=at_least(1), help="processes; default: by the cores")

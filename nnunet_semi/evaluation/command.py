@@ -1,0 +1,70 @@
+"""The flags of `nnunet_semi evaluate`, and the call behind it; imports what it needs only when run."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from nnunet_semi.arguments import above_zero, add_json, add_output, add_processes, at_least, some_of
+from nnunet_semi.evaluation import CHALLENGE_NAMES, METRICS
+
+
+def label(text: str) -> int | tuple[int, ...]:
+    """An argparse type: a label such as 2, or a region such as 1,2."""
+    numbers = tuple(at_least(1)(number) for number in text.split(","))
+    return numbers if len(numbers) > 1 else numbers[0]
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """The flags of the verb."""
+    parser.add_argument("reference", metavar="REFERENCE", type=Path, help="folder of label maps, such as labelsTs")
+    parser.add_argument("prediction", metavar="PREDICTION", type=Path, help="folder of predictions of the same names")
+    parser.add_argument(
+        "--metrics",
+        metavar="LIST",
+        type=some_of(tuple(METRICS)),
+        default=("dice",),
+        help=f"of {','.join(METRICS)}; default: dice",
+    )
+    parser.add_argument(
+        "--tolerance", metavar="MM", type=above_zero, default=2.0, help="of nsd; pixels where a format knows no mm"
+    )
+    parser.add_argument(
+        "-l", dest="labels", metavar="LABEL", nargs="+", type=label, help="such as 1 2 1,2; default: by dataset.json"
+    )
+    parser.add_argument("--challenge", choices=CHALLENGE_NAMES, help="score by the rules of a challenge instead")
+    parser.add_argument("--runtime", metavar="MS", type=above_zero, help="per image, for the score of fugc2025")
+    parser.add_argument(
+        "--compare", metavar="PRED", nargs="+", type=Path, help="more predictions, each compared with PREDICTION"
+    )
+    add_output(parser, "OUT", "folder for the summary (JSON, CSV), or its FILE.json; default: print only")
+    parser.add_argument("--chill", action="store_true", help="leave out references without prediction")
+    add_processes(parser)
+    add_json(parser)
+
+
+def run(args: Namespace) -> int:
+    """Evaluates or compares, and prints the result."""
+    from nnunet_semi.evaluation.comparison import Comparison, evaluate_and_compare
+    from nnunet_semi.evaluation.result import Evaluation, without_nan
+    from nnunet_semi.evaluation.run import evaluate
+
+    options = {
+        "challenge": args.challenge,
+        "labels": args.labels,
+        "tolerance": args.tolerance,
+        "milliseconds": args.runtime,
+        "output": args.output,
+        "overwrite": args.overwrite,
+        "chill": args.chill,
+        "num_processes": args.processes,
+        "progress": not args.quiet,
+    }
+    found: Comparison | Evaluation
+    if args.compare:
+        found = evaluate_and_compare(args.reference, [args.prediction, *args.compare], args.metrics, **options)
+    else:
+        found = evaluate(args.reference, args.prediction, args.metrics, **options)
+    print(json.dumps(without_nan(found.as_tree()), indent=2) if args.json else found.as_text())
+    return 0
