@@ -106,6 +106,7 @@ setup(
         "tqdm",
         "filelock",
         "nibabel",
+        "tifffile",
         "matplotlib",
         "pillow",
     ],

@@ -116,7 +116,7 @@ class _Planner:
                     continue
                 spacing = images[0].with_name(f"{case}.json")
                 sidecars: dict[str, Any] = {}
-                if ending == ".tif" and spatial == 3 and spacing.is_file():
+                if ending == ".tif" and spatial == 3 and files.holds(spacing):
                     sidecars = {"images": spacing} | ({"labels": spacing} if label else {})
                 work = Case(ending, counts, classes, label is not None)
                 result.add(role, case_name(case), images, work, label, **sidecars)

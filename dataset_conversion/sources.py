@@ -80,6 +80,10 @@ class Source:
             return []
         return [e for e in entries if not (e.name.startswith(".") or e.name.lower() in JUNK or e.is_dir())]
 
+    def holds(self, path: Path) -> bool:
+        """Whether a file of this name is there; one that is no file, or leads out of the source, is a problem."""
+        return os.path.lexists(path) and self._is_sound(path)
+
     def _is_sound(self, path: Path) -> bool:
         if not path.is_file():
             found = "a link that leads nowhere" if path.is_symlink() else "neither a file nor a folder"

@@ -7,7 +7,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -139,7 +139,8 @@ def _workshop(target: Path, log: Callable[[str], None]) -> Iterator[Path]:
         folder.mkdir(exist_ok=True)
         lock = FileLock(folder / LOCK)
         try:
-            lock.acquire(timeout=0)
+            with suppress(NotImplementedError):  # a file system without locks
+                lock.acquire(timeout=0)
         except Timeout:
             raise UserError(f"another process is converting into {target}; wait until it has ended") from None
         try:

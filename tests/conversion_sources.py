@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -119,6 +120,29 @@ def make_flare(root: Path, scheme: str = "challenge", count: int = 2, **geometry
 def body(seed: int, shape: Sequence[int] = (6, 8, 7)) -> np.ndarray:
     """Soft tissue with noise, in HU."""
     return (40 + np.random.default_rng(seed).normal(0, 10, shape)).astype(np.int16)
+
+
+def signed_permutations() -> list[np.ndarray]:
+    """All 48 ways in which axes can lie."""
+    return [
+        np.eye(3)[list(order)] * np.array(signs)[:, None]
+        for order in itertools.permutations(range(3))
+        for signs in itertools.product((1, -1), repeat=3)
+    ]
+
+
+def oblique(seed: int) -> np.ndarray:
+    """A rotation by a few degrees about all axes."""
+    matrix = np.eye(3) + np.random.default_rng(seed).normal(0, 0.1, (3, 3))
+    return np.linalg.qr(matrix)[0] * -1
+
+
+def in_air(shape: tuple[int, ...] = (20, 60, 50)) -> np.ndarray:
+    """A body of noise with a table below it, in air."""
+    values = np.full(shape, -1000, np.int16)
+    values[5:15, 20:40, 15:35] = body(0, (10, 20, 20))
+    values[:, 55:57, :] = 100
+    return values
 
 
 def make_aicup(root: Path, count: int = 2) -> Path:

@@ -99,6 +99,8 @@ def joint_step(plans_file: Path, batch_dice: bool) -> dict[str, Any]:
     trainer.losses(batch["data"], batch["target"], batch["unlabeled"]).unsupervised.backward()
     unsupervised = copy.deepcopy(gradients(trainer))
     trainer.train_step(batch)
+    for network in gradients(trainer):
+        assert sum(g.square().sum() for g in network.values()) < 10**2  # clipping at 12 would hide a factor
     return {"batch": batch, "weights": before, "gradients": gradients(trainer), "unsupervised": unsupervised}
 
 

@@ -259,6 +259,7 @@ def test_progress_counts_epochs_also_of_a_continued_training(monkeypatch: pytest
         counter.watch("och 7 \n2026-01-01 10:00:02.000000: Current learning rate: 0.003\n")
         counter.watch("2026-01-01 10:00:03.000000: Epoch time: 1.0 s\n")
         counter.watch("2026-01-01 10:00:04.000000: Epoch 8 \nx: Epoch time: 1.0 s\n")
+        counter.watch("")
         counter.watch("x: Epoch 9\nx: Epoch time: 1.0 s\n")
     assert counter.done == 10
     assert [line.split(" done")[0].strip() for line in shown] == ["epoch 8 of 10", "epoch 9 of 10"]

@@ -45,14 +45,16 @@ class TrainingProgress:
         if self.done is None:
             return
         done = self._first + len(_EPOCH_DONE.findall(self._text))
+        if done == self.done:
+            return
         self._bar.update(done - self.done)
         self.done = done
-        if self._bar.disable and self._first < done < self.epochs:
-            self._tell()
+        if self._bar.disable and done < self.epochs:
+            self._tell(done)
 
-    def _tell(self) -> None:
+    def _tell(self, done: int) -> None:
         now = time.monotonic()
-        if self.done is not None and now - self._told >= _SECONDS_BETWEEN_LINES:
-            left = (now - self._started) / (self.done - self._first) * (self.epochs - self.done)
-            self.report(f"    epoch {self.done} of {self.epochs} done, about {left:.0f} s left")
+        if now - self._told >= _SECONDS_BETWEEN_LINES:
+            left = (now - self._started) / (done - self._first) * (self.epochs - done)
+            self.report(f"    epoch {done} of {self.epochs} done, about {left:.0f} s left")
             self._told = now

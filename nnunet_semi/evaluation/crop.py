@@ -26,7 +26,7 @@ class CroppedPair:
 
     def __init__(self, reference: LabelMap, prediction: LabelMap, spacing: Sequence[float]) -> None:
         self.reference, self.prediction, self.spacing = reference, prediction, spacing
-        self._boxes = [find_objects(array) for array in (reference, prediction)]
+        self._boxes = [_boxes(array) for array in (reference, prediction)]
 
     def box(self, label: Label) -> Box | None:
         """The smallest box that holds a label or region in both label maps; None if neither has it."""
@@ -49,6 +49,20 @@ class CroppedPair:
     def distances(self, label: Label, within: Box = ()) -> SurfaceDistances:
         """The distances between the two surfaces of a label or region, inside of `within` where that is given."""
         return surface_distances(*self.masks(label, within), self.spacing)
+
+
+def _boxes(array: LabelMap) -> list[Box | None]:
+    """The box of each label from 1 on, looked for in that of the foreground, which is found much faster."""
+    axes = range(array.ndim)
+    if not array.size:
+        return []
+    profiles = [array.max(axis=tuple(other for other in axes if other != axis)) for axis in axes]
+    if not profiles[0].any():
+        return []
+    ends = [np.flatnonzero(profile)[[0, -1]].tolist() for profile in profiles]
+    found = find_objects(array[tuple(slice(first, last + 1) for first, last in ends)])
+    starts = [first for first, _ in ends]
+    return [box and tuple(slice(s.start + a, s.stop + a) for s, a in zip(box, starts, strict=True)) for box in found]
 
 
 def _overlap(one: slice, other: slice) -> slice:

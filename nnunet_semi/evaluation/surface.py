@@ -4,7 +4,7 @@ A surface point lies where 2 × 2 × 2 voxels (2 × 2 pixels) meet that are not 
 there is background, so that every surface is closed. The piece of surface at such a point is that of marching cubes
 (Lorensen and Cline 1987), in 2D of marching squares; its area in mm² (in 2D its length in mm) is the weight of the
 point in every share, mean and percentile. These are the conventions of the library surface-distance, with which FLARE22
-scores. Unlike there, no distance map is made: points on both surfaces are at distance 0, the others ask a KD-tree.
+scores. Unlike there, no distance map is made: a point finds its neighbour nearby, or else asks a KD-tree.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from scipy.spatial import cKDTree
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
+
+NEAR = 250  # places around a surface point that are looked at before a tree is asked
 
 
 @dataclass(frozen=True)
@@ -120,23 +122,57 @@ def region_hausdorff(reference: Mask, prediction: Mask, spacing: Sequence[float]
 def _nearest(points: Indices, others: Indices, shape: tuple[int, ...], spacing: Sequence[float]) -> Floats:
     """The distance from each point to the nearest of the others, both as flat indices into an array of this shape.
 
-    The tree finds the neighbour; its distance is then computed from whole numbers of voxels, the same in either
-    direction and free of the rounding of coordinates, because a tolerance is often a multiple of the spacing.
+    First looks at the places around all points at once, the nearest first: most points of a prediction find the other
+    surface there. The rest ask a tree for their neighbour. Either way a distance is computed from whole numbers of
+    voxels, free of the rounding of coordinates, because a tolerance is often a multiple of the spacing.
     """
     if not len(others):
         return np.empty(0)
-    distances = np.zeros(len(points))
-    other = np.zeros(math.prod(shape), bool)
-    other[others] = True
-    apart = np.flatnonzero(~other[points])
-    if len(apart):
-        size = np.asarray(spacing, float)
-        here = np.stack(np.unravel_index(points[apart], shape), axis=1)
-        there = np.stack(np.unravel_index(others, shape), axis=1)
+    size = np.asarray(spacing, float)
+    here, there = (np.stack(np.unravel_index(flat, shape), axis=1) for flat in (points, others))
+    distances = _look_around(here, there, shape, tuple(size))
+    far = np.flatnonzero(distances < 0)
+    if len(far):
         tree = cKDTree(there * size, leafsize=32, balanced_tree=False, compact_nodes=False)  # the fastest on a grid
-        steps = here - there[tree.query(here * size)[1]]
-        distances[apart] = np.sqrt(np.sum((steps * size) ** 2, axis=1))
+        distances[far] = _length_of(here[far] - there[tree.query(here[far] * size)[1]], size)
     return distances
+
+
+def _look_around(here: Indices, there: Indices, shape: tuple[int, ...], spacing: tuple[float, ...]) -> Floats:
+    """The distance to the nearest of the points `there` if it is among the NEAR places around a point, else -1."""
+    steps, lengths = _steps(spacing)
+    reach = np.abs(steps).max(axis=0)
+    padded = [int(size + 2 * margin) for size, margin in zip(shape, reach, strict=True)]  # no step leaves the array
+    strides = np.array([math.prod(padded[axis + 1 :]) for axis in range(len(padded))])
+    occupied = np.zeros(math.prod(padded), bool)
+    occupied[(there + reach) @ strides] = True
+    distances = np.full(len(here), -1.0)
+    searching, place = np.arange(len(here)), (here + reach) @ strides
+    for step, length in zip((steps @ strides).tolist(), lengths.tolist(), strict=True):
+        hit = occupied.take(place + step, mode="clip")  # the fastest mode
+        if np.count_nonzero(hit):  # faster than any()
+            distances[searching[hit]] = length
+            searching, place = searching[~hit], place[~hit]
+            if not len(searching):
+                break
+    return distances
+
+
+@lru_cache
+def _steps(spacing: tuple[float, ...]) -> tuple[Indices, Floats]:
+    """The NEAR shortest steps from a voxel to another, itself first (n × axes), and their lengths, ascending."""
+    ball = math.pi if len(spacing) == 2 else 4 / 3 * math.pi
+    radius = 1.2 * (NEAR * math.prod(spacing) / ball) ** (1 / len(spacing))  # of a ball with about so many voxels
+    axes = [np.arange(-int(radius / size), int(radius / size) + 1) for size in spacing]
+    steps = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(spacing))
+    lengths = _length_of(steps, np.asarray(spacing))
+    order = np.argsort(lengths, kind="stable")
+    order = order[lengths[order] <= radius][:NEAR]  # all that are as short are among `steps`
+    return steps[order], lengths[order]
+
+
+def _length_of(steps: Indices, size: Floats) -> Floats:
+    return np.sqrt(sum((column * width) ** 2 for column, width in zip(steps.T, size, strict=True)))
 
 
 # --- the points of a surface and their areas ---
