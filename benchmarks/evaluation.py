@@ -2,9 +2,9 @@
 
 Every row runs in a process of its own: CPU seconds of that process for all classes (one thread), the memory that it
 took beyond the two label maps, and the largest difference of NSD and of HD95 to surface-distance. Libraries that are
-not installed are left out. None of them is needed otherwise:
+not installed are left out. Memory is read from /proc, so that this runs on Linux only.
 
-    pip install surface-distance edt
+    pip install surface-distance edt   # for the other rows
 
 Example:
     python benchmarks/evaluation.py

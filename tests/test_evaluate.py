@@ -375,6 +375,17 @@ def test_a_nifti_that_was_cut_off_is_refused(folders):
         evaluate(*folders)
 
 
+@pytest.mark.parametrize("ending", [".mha", ".nrrd", ".tif", ".png", ".nii"])
+@pytest.mark.parametrize("share", [0.0, 0.6])
+def test_files_that_were_cut_off_are_refused(tmp_path, ending, share):
+    shape = (30, 40) if ending == ".png" else (4, 30, 40)
+    path = write(tmp_path / f"a{ending}", volumes(0, shape=shape)["case_0"])
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(UserError, match="cannot be read") as refused:
+        read_label_map(path)
+    assert "\n" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("value", "said"),
     [(0.5, "holds fractions"), (-1.0, "values from -1"), (math.nan, "values from nan"), (math.inf, "to inf")],

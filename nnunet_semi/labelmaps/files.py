@@ -20,7 +20,8 @@ from nnunet_semi.errors import UserError
 from nnunet_semi.storage import atomic_path
 
 NIFTI, PICTURES, TIFF = (".nii.gz", ".nii"), (".png", ".bmp"), (".tif", ".tiff")
-ENDINGS = (*NIFTI, ".mha", ".nrrd", ".gipl", *PICTURES, *TIFF)  # what is not named is read by ITK
+# what is not named here is read by ITK; not .gipl, of which ITK does not tell that a file was cut off
+ENDINGS = (*NIFTI, ".mha", ".nrrd", *PICTURES, *TIFF)
 
 LabelMap = NDArray[np.unsignedinteger]
 
@@ -140,8 +141,13 @@ def _guarded(path: Path, voxels: bool) -> tuple[NDArray[Any], Grid]:
     except UserError:
         raise
     except Exception as error:  # every library has exceptions of its own
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(f"{path} cannot be read ({reason[:200]})") from error
+        raise UserError(f"{path} cannot be read ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, in a line: of ITK's many lines the one that says ERROR, else the first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return next((line for line in lines if "ERROR: " in line), lines[0]).rpartition("ERROR: ")[2][:200]
 
 
 NO_VOXELS = np.empty(0)
