@@ -103,6 +103,7 @@ setup(
         "dynamic-network-architectures",
         "numpy",
         "scipy",
+        "scikit-image",
         "tqdm",
         "filelock",
         "nibabel",
