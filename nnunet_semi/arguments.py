@@ -58,3 +58,20 @@ def add_output(parser: ArgumentParser, metavar: str, makes: str, required: bool 
 def add_processes(parser: ArgumentParser) -> None:
     """-np"""
     parser.add_argument("-np", dest="processes", metavar="N", type=at_least(1), help="processes; default: by the cores")
+
+
+def fold(text: str) -> int | str:
+    """An argparse type: a fold as nnU-Net names it."""
+    return "all" if text == "all" else at_least(0)(text)
+
+
+def add_dataset(parser: ArgumentParser, several: bool = False) -> None:
+    """-d"""
+    parser.add_argument(
+        "-d", dest="dataset", metavar="ID", required=True, nargs="+" if several else None, help="dataset id or name"
+    )
+
+
+def add_plans(parser: ArgumentParser) -> None:
+    """-p"""
+    parser.add_argument("-p", dest="plans", metavar="PLANS", default="nnUNetPlans", help="plans identifier")

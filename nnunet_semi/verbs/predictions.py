@@ -1,0 +1,56 @@
+"""Verbs that take predictions."""
+
+from __future__ import annotations
+
+import argparse
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from nnunet_semi.arguments import add_output, add_processes
+from nnunet_semi.evaluation import command as evaluate
+from nnunet_semi.verbs.verb import Verb
+
+
+def _ensemble_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "predictions", metavar="PRED", nargs="+", type=Path, help="folders of label maps of the same names, two or more"
+    )
+    add_output(parser, "OUT", "the folder to write into", required=True)
+    parser.add_argument(
+        "--binary",
+        action=argparse.BooleanOptionalAction,
+        help="masks are what is above 0, written as 0 and 255; default: if a picture has colours or full white",
+    )
+    add_processes(parser)
+
+
+def _ensemble(args: Namespace) -> int:
+    from nnunet_semi.voting import ensemble
+
+    print(
+        ensemble(
+            args.predictions,
+            args.output,
+            binary=args.binary,
+            overwrite=args.overwrite,
+            num_processes=args.processes,
+            progress=not args.quiet,
+        )
+    )
+    return 0
+
+
+VERBS = {
+    "evaluate": Verb(
+        "Prints how well predictions match references, per class, with a confidence interval; -o writes summary.json.",
+        "nnunet_semi evaluate labelsTs predictions --metrics dice,nsd,hd95 -o scores",
+        evaluate.add_arguments,
+        evaluate.run,
+    ),
+    "ensemble": Verb(
+        "Makes the majority vote of several folders of label maps; where labels tie, that of the first of them wins.",
+        "nnunet_semi ensemble predictions_1 predictions_2 predictions_3 -o voted",
+        _ensemble_arguments,
+        _ensemble,
+    ),
+}
