@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_semi.dataset_conversion import labelme, pictures
-from nnunet_semi.dataset_conversion.plan import LABELED, TEST, Output, Plan, Problem, Unusable, case_name, describe
+from nnunet_semi.dataset_conversion.plan import LABELED, TEST, Output, Plan, case_name, describe
 from nnunet_semi.dataset_conversion.raster import refuse_other_channels
 from nnunet_semi.dataset_conversion.sources import Source
 from nnunet_semi.dataset_conversion.writing import DEFAULT, Conversion, Writing, write_dataset
+from nnunet_semi.errors import Problem, Unusable
 
 LABELS = {"background": 0, "STAS": 1}
 LAYOUT = "SEG_Train_Datasets/Train_Images and SEG_Train_Datasets/Train_Annotations"

@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import SimpleITK as sitk
-from PIL import Image
 
-from nnunet_semi.dataset_conversion import landmarks, mha
-from nnunet_semi.dataset_conversion.orthodontics import NAMES, Cephalogram, read_points
-from nnunet_semi.dataset_conversion.plan import LABELED, TEST, Output, Plan, Problem, Unusable, describe
+from nnunet_semi import mha
+from nnunet_semi.cephalograms import read_cephalogram, stack_header
+from nnunet_semi.dataset_conversion import landmarks
+from nnunet_semi.dataset_conversion.plan import LABELED, TEST, Output, Plan, describe
 from nnunet_semi.dataset_conversion.sources import Source
 from nnunet_semi.dataset_conversion.splits import shuffled_parts
 from nnunet_semi.dataset_conversion.volumes import volume
 from nnunet_semi.dataset_conversion.writing import DEFAULT, Conversion, Writing, write_dataset
+from nnunet_semi.errors import Problem, Unusable
+from nnunet_semi.orthodontics import NAMES, Cephalogram, read_points
 from nnunet_semi.storage import write_json
 
 LABELS = {"background": 0} | {name: number for number, name in enumerate(NAMES, 1)}
@@ -51,7 +52,7 @@ def plan(source: Path | str) -> Plan:
             files.unknown_layout(LAYOUT)
         return result.finish()
     try:
-        header = _stack_header(stack_path)
+        header = stack_header(stack_path)
     except Unusable as refusal:
         files.problems.append(refusal.problem)
         return result.finish()
@@ -87,21 +88,6 @@ def _only(files: Source, ending: str, *patterns: str) -> Path | None:
     return None
 
 
-def _stack_header(path: Path) -> mha.Header:
-    """The header of a stack of pictures with one or three channels of 8 bits.
-
-    Raises:
-        Unusable: it is none.
-    """
-    header = mha.read_header(path)
-    if len(header.size) != 3 or header.channels not in (1, 3) or header.dtype != np.uint8:
-        found = f"{header.channels} channel(s) of {header.dtype} in {len(header.size)} dimensions {header.size}"
-        raise Unusable(Problem(path, found, "a stack of pictures with 1 or 3 channels of 8 bits"))
-    if not header.compressed:
-        mha.refuse_incomplete(header)
-    return header
-
-
 @dataclass(frozen=True)
 class Slice:
     """One image of the stack.
@@ -117,9 +103,9 @@ class Slice:
     cephalogram: Cephalogram
 
     def __call__(self, *_: Path) -> Sequence[Output]:
-        values = grey(mha.read_slice(self.header, self.number - 1))
         points = dict(zip(NAMES, self.cephalogram.points, strict=True))
-        values = self._without_padding(values)
+        known = [point for point in self.cephalogram.points if point is not None]
+        values = read_cephalogram(self.header, self.number, known)
         size, spacing = values.shape[::-1], (self.cephalogram.scale,) * 2
         labels = landmarks.draw_balls(points, size, spacing)
         outputs: list[Output] = []
@@ -128,24 +114,3 @@ class Slice:
             image.SetSpacing(spacing)
             outputs.append(volume(image))
         return [*outputs, partial(write_json, content=landmarks.as_json(points, size, spacing, (0.0, 0.0)))]
-
-    def _without_padding(self, values: np.ndarray) -> np.ndarray:
-        """Cuts off what is zero at the right and below, up to the outermost landmark; coordinates stay."""
-        rows, columns = np.flatnonzero(values.any(axis=1)), np.flatnonzero(values.any(axis=0))
-        if not rows.size:
-            found = f"image {self.number}, which is zero everywhere"
-            raise Unusable(Problem(self.header.path, found, "an image in every slice"))
-        known = [point for point in self.cephalogram.points if point is not None]
-        right = max([columns[-1], *(int(np.ceil(x)) for x, _ in known)]) + 1
-        bottom = max([rows[-1], *(int(np.ceil(y)) for _, y in known)]) + 1
-        return np.ascontiguousarray(values[:bottom, :right])
-
-
-def grey(values: np.ndarray) -> np.ndarray:
-    """One channel of 8 bits: the first of three equal ones, or their luminance (ITU-R 601) where they differ."""
-    if values.ndim == 2:
-        return values
-    picture = Image.fromarray(values)
-    first, *others = picture.split()  # ten times faster than NumPy on interleaved channels
-    same = all(first.tobytes() == other.tobytes() for other in others)
-    return np.asarray(first if same else picture.convert("L"))

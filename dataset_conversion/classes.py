@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_semi.dataset_conversion import formats, labelme
-from nnunet_semi.dataset_conversion.plan import Problem, Unusable
 from nnunet_semi.dataset_conversion.raster import Raster, label_values, refuse_other_labels, smallest_type
+from nnunet_semi.errors import Problem, Unusable
 from nnunet_semi.raw import name_some
 
 MOST_VALUES = 128  # more of them in one file are no classes but shades

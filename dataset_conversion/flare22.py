@@ -13,20 +13,12 @@ import SimpleITK as sitk
 from nnunet_semi.dataset_conversion import volumes
 from nnunet_semi.dataset_conversion.body import around, body_box
 from nnunet_semi.dataset_conversion.geometry import ORIENTATION, Geometry, axes_to, header_of, orientation
-from nnunet_semi.dataset_conversion.plan import (
-    LABELED,
-    TEST,
-    UNLABELED,
-    Output,
-    Plan,
-    Problem,
-    Unusable,
-    case_name,
-    describe,
-)
-from nnunet_semi.dataset_conversion.raster import refuse_other_labels, refuse_undefined, smallest_type
+from nnunet_semi.dataset_conversion.plan import LABELED, TEST, UNLABELED, Output, Plan, case_name, describe
+from nnunet_semi.dataset_conversion.raster import refuse_other_labels, smallest_type
 from nnunet_semi.dataset_conversion.sources import Source
 from nnunet_semi.dataset_conversion.writing import DEFAULT, Conversion, Writing, write_dataset
+from nnunet_semi.errors import Problem, Unusable
+from nnunet_semi.labelmaps.damage import refuse_undefined
 from nnunet_semi.storage import write_json
 
 ORGANS = (

@@ -23,22 +23,12 @@ from nnunet_semi.dataset_conversion.folder_layout import (
     label_files,
 )
 from nnunet_semi.dataset_conversion.performing import default_processes
-from nnunet_semi.dataset_conversion.plan import (
-    LABELED,
-    TEST,
-    UNLABELED,
-    Output,
-    Plan,
-    Problem,
-    Unusable,
-    case_name,
-    describe,
-)
+from nnunet_semi.dataset_conversion.plan import LABELED, TEST, UNLABELED, Output, Plan, case_name, describe
 from nnunet_semi.dataset_conversion.raster import Raster, refuse_other_channels, refuse_other_grid
 from nnunet_semi.dataset_conversion.sources import Source
 from nnunet_semi.dataset_conversion.writing import DEFAULT, Conversion, Writing, write_dataset
-from nnunet_semi.errors import WrongUse
-from nnunet_semi.unlabeled.workers import Progress, run_tasks
+from nnunet_semi.errors import Problem, Unusable, WrongUse
+from nnunet_semi.pool import Progress, run_tasks
 
 LAYOUT = "the folders images and labels, perhaps unlabeled and test, or --images, --labels, --unlabeled, --test"
 

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_semi.dataset_conversion.formats import ENDINGS, dataset_ending
-from nnunet_semi.dataset_conversion.plan import Problem
 from nnunet_semi.dataset_conversion.sources import Source
-from nnunet_semi.errors import WrongUse
+from nnunet_semi.errors import Problem, WrongUse
 from nnunet_semi.raw import name_some
 
 USUAL = {

@@ -8,9 +8,11 @@ import numpy as np
 import tifffile
 
 from nnunet_semi.dataset_conversion import pictures, volumes
-from nnunet_semi.dataset_conversion.plan import Output, Problem, Unusable
-from nnunet_semi.dataset_conversion.raster import Raster, refuse_undefined
+from nnunet_semi.dataset_conversion.plan import Output
+from nnunet_semi.dataset_conversion.raster import Raster
 from nnunet_semi.dataset_conversion.sources import PICTURES, ending_of
+from nnunet_semi.errors import Problem, Unusable
+from nnunet_semi.labelmaps.damage import refuse_undefined
 
 TIFF = (".tif", ".tiff")
 ENDINGS = (*PICTURES, *TIFF, *volumes.ENDINGS)

@@ -12,7 +12,7 @@ import nibabel
 import numpy as np
 import SimpleITK as sitk
 
-from nnunet_semi.dataset_conversion.plan import Problem, Unusable
+from nnunet_semi.errors import Problem, Unusable
 
 ORIENTATION = "LPS"  # axes point to the left, back and head of the patient: axial slices as radiologists see them
 OPPOSITE = {"L": "R", "R": "L", "P": "A", "A": "P", "S": "I", "I": "S"}

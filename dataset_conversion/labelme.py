@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from nnunet_semi.dataset_conversion.plan import Problem, Unusable
+from nnunet_semi.errors import Problem, Unusable
 
 ENCODINGS = ("utf-8-sig", "cp950", "latin-1")  # the last one reads anything, and coordinates are ASCII
 FARTHEST = 1e6  # pixels from the corner; beyond, drawing overflows

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from nnunet_semi.dataset_conversion.plan import Output, Problem, Unusable
+from nnunet_semi.dataset_conversion.plan import Output
 from nnunet_semi.dataset_conversion.raster import Raster
+from nnunet_semi.errors import Problem, Unusable
 
 FORMATS = ("PNG", "JPEG", "BMP")
 ORIENTATION = 0x0112  # the EXIF tag by which cameras say that a picture has to be turned

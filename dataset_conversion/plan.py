@@ -4,44 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nnunet_semi import __version__
-from nnunet_semi.errors import UserError
+from nnunet_semi.errors import Problem, UserError
 
 Output = Callable[[Path], None] | None  # writes a file; None stands for the bytes of the source, unchanged
 Work = Callable[..., Sequence[Output]]
 
 LABELED, UNLABELED, TEST = "Tr", "Un", "Ts"  # the endings of nnU-Net's folders are the roles of a case
 MOST_TOLD = 20
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing that is wrong with the source: which file, what is wrong, and what was expected."""
-
-    file: Path
-    found: str
-    expected: str
-
-    def relative_to(self, folder: Path) -> Problem:
-        """The same with a shorter path, where the file lies in the folder."""
-        inside = self.file != folder and self.file.is_relative_to(folder)
-        return replace(self, file=self.file.relative_to(folder)) if inside else self
-
-    def __str__(self) -> str:
-        return f"{self.file}: got {self.found}; expected {self.expected}"
-
-
-class Unusable(Exception):
-    """A file that cannot be converted; its one argument is the `Problem`."""
-
-    @property
-    def problem(self) -> Problem:
-        """What is wrong."""
-        return self.args[0]
 
 
 class SourceProblems(UserError):

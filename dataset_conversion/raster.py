@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_semi.dataset_conversion.plan import Output, Problem, Unusable
+from nnunet_semi.dataset_conversion.plan import Output
+from nnunet_semi.errors import Problem, Unusable
+from nnunet_semi.labelmaps.damage import refuse_undefined
 from nnunet_semi.raw import name_some
 
 
@@ -40,12 +42,6 @@ class Raster:
     def output(self) -> Output:
         """What leaves these values in the dataset."""
         return None if self.as_is else self.encode(self.values)
-
-
-def refuse_undefined(path: Path, values: np.ndarray) -> None:
-    """Raises `Unusable` where a value is NaN or infinite."""
-    if values.dtype.kind in "fc" and not all(np.isfinite(part).all() for part in values):
-        raise Unusable(Problem(path, "values that are NaN or infinite", "numbers; replace them by what is meant"))
 
 
 def refuse_other_channels(path: Path, raster: Raster, expected: int) -> None:

@@ -15,20 +15,11 @@ from nnunet_semi import raw
 from nnunet_semi.dataset_conversion import volumes
 from nnunet_semi.dataset_conversion.geometry import Geometry
 from nnunet_semi.dataset_conversion.performing import perform
-from nnunet_semi.dataset_conversion.plan import (
-    LABELED,
-    TEST,
-    UNLABELED,
-    Output,
-    Problem,
-    SourceProblems,
-    Step,
-    Unusable,
-)
+from nnunet_semi.dataset_conversion.plan import LABELED, TEST, UNLABELED, Output, SourceProblems, Step
 from nnunet_semi.dataset_conversion.raster import label_values, smallest_type
 from nnunet_semi.dataset_conversion.sources import Source
 from nnunet_semi.dataset_conversion.writing import to_stderr
-from nnunet_semi.errors import UserError, WrongUse
+from nnunet_semi.errors import Problem, Unusable, UserError, WrongUse
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from nnunet_semi.dataset_conversion.plan import Problem
-from nnunet_semi.errors import WrongUse
+from nnunet_semi.errors import Problem, WrongUse
 from nnunet_semi.raw import name_some
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp")

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from nnunet_semi.dataset_conversion.damage import refuse_damaged
-from nnunet_semi.dataset_conversion.plan import Output, Problem, Unusable
-from nnunet_semi.dataset_conversion.raster import Raster, refuse_undefined
+from nnunet_semi.dataset_conversion.plan import Output
+from nnunet_semi.dataset_conversion.raster import Raster
+from nnunet_semi.errors import Problem, Unusable
+from nnunet_semi.labelmaps.damage import refuse_damaged, refuse_undefined
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl")
 

@@ -15,6 +15,7 @@ from scipy.ndimage import distance_transform_edt
 from nnunet_semi.errors import UserError, WrongUse
 from nnunet_semi.evaluation import CHALLENGE_NAMES
 from nnunet_semi.evaluation.challenges import CHALLENGES, fugc_score
+from nnunet_semi.evaluation.landmarks import CL_DETECTION
 from nnunet_semi.evaluation.run import evaluate
 from nnunet_semi.evaluation.surface import surface_areas, surface_codes
 
@@ -29,7 +30,7 @@ def needs(folder):
 
 
 def test_the_command_line_offers_the_challenges_that_there_are():
-    assert tuple(CHALLENGES) == CHALLENGE_NAMES
+    assert (*CHALLENGES, CL_DETECTION) == CHALLENGE_NAMES  # the latter scores landmarks
 
 
 def test_an_unknown_challenge_and_labels_of_ones_own_are_wrong_use(tmp_path):

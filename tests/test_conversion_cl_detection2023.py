@@ -26,10 +26,11 @@ from conversion_sources import (
     raw,
     volume_of,
 )
-from nnunet_semi.dataset_conversion import cl_detection2023, mha
-from nnunet_semi.dataset_conversion.cl_detection2023 import grey
+from nnunet_semi import mha
+from nnunet_semi.cephalograms import grey
+from nnunet_semi.dataset_conversion import cl_detection2023
 from nnunet_semi.dataset_conversion.landmarks import as_json, draw_balls
-from nnunet_semi.dataset_conversion.plan import Unusable
+from nnunet_semi.errors import Unusable
 
 
 def landmarks_of(folder: Path, number: int, role: str = "Tr") -> dict[str, object]:

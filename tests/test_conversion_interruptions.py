@@ -26,10 +26,10 @@ from conversion_sources import (
     raw,
     write_png,
 )
+from nnunet_semi import pool as workers
 from nnunet_semi.dataset_conversion import fugc2025, writing
 from nnunet_semi.dataset_conversion.plan import Output, SourceProblems
 from nnunet_semi.errors import UserError
-from nnunet_semi.unlabeled import workers
 
 DATASET = "Dataset001_FUGC2025"
 HIDDEN = f".{DATASET}.converting"

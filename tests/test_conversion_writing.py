@@ -21,11 +21,11 @@ from conversion_sources import (
     raw,
     write_png,
 )
+from nnunet_semi import pool as workers
 from nnunet_semi.dataset_conversion import fugc2025, integrity, performing, writing
 from nnunet_semi.dataset_conversion.plan import SourceProblems
 from nnunet_semi.dataset_conversion.writing import Writing
 from nnunet_semi.errors import EnvironmentNotReady, WrongUse
-from nnunet_semi.unlabeled import workers
 
 DATASET = "Dataset001_FUGC2025"
 HIDDEN = f".{DATASET}.converting"

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from conversion_sources import COLUMNS, ROWS, SHARED, write_labelme
 from nnunet_semi.dataset_conversion import labelme
 from nnunet_semi.dataset_conversion.aicup_stas import union
-from nnunet_semi.dataset_conversion.plan import Unusable
+from nnunet_semi.errors import Unusable
 
 SIZE = (60, 40)
 POINTS = {

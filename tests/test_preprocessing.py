@@ -20,9 +20,10 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_semi import pool as workers
 from nnunet_semi.errors import EnvironmentNotReady, UserError, WrongUse
 from nnunet_semi.unlabeled import case as case_module
-from nnunet_semi.unlabeled import preprocessing, update, workers
+from nnunet_semi.unlabeled import preprocessing, update
 from nnunet_semi.unlabeled.index import FILES_OF_A_CASE, UnlabeledIndex
 from nnunet_semi.unlabeled.preprocessing import BadCases, ensure_preprocessed, preprocess_unlabeled
 from small_dataset import draw_case, environment, make_dataset, plan, write_image

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_semi.unlabeled import workers
-from nnunet_semi.unlabeled.workers import Progress, WorkersDied, run_tasks
+from nnunet_semi import pool as workers
+from nnunet_semi.pool import Progress, WorkersDied, run_tasks
 
 
 def square(number: int) -> int:

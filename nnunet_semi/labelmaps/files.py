@@ -7,6 +7,7 @@ smallest unsigned integers that will do, so that a volume takes a byte per voxel
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_semi.errors import UserError
+from nnunet_semi.errors import Unusable, UserError
 from nnunet_semi.storage import atomic_path
 
 NIFTI, PICTURES, TIFF = (".nii.gz", ".nii"), (".png", ".bmp"), (".tif", ".tiff")
@@ -137,11 +138,23 @@ def _guarded(path: Path, voxels: bool) -> tuple[NDArray[Any], Grid]:
     if ending in TIFF:
         read = _read_tiff
     try:
-        return read(path, voxels)
+        if voxels and ending not in (*PICTURES, *TIFF):
+            from nnunet_semi.labelmaps.damage import refuse_incomplete  # here, because ITK takes a second to import
+
+            refuse_incomplete(path)
+        data, grid = read(path, voxels)
+    except Unusable as refusal:
+        found, expected = refusal.problem.found, refusal.problem.expected
+        raise UserError(f"{path} cannot be read (got {found}); expected {expected}") from refusal
     except UserError:
         raise
     except Exception as error:  # every library has exceptions of its own
         raise UserError(f"{path} cannot be read ({_reason(error)})") from error
+    if grid.spacing and not all(0 < size < math.inf for size in grid.spacing):
+        raise UserError(
+            f"{path} states the spacing {grid.spacing}; expected mm above 0; write it again with the right one"
+        )
+    return data, grid
 
 
 def _reason(error: Exception) -> str:

@@ -16,10 +16,10 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from nnunetv2.configuration import default_num_processes
 
 from nnunet_semi.errors import UserError, WrongUse
+from nnunet_semi.pool import Progress, Task, WorkersDied, run_tasks, usable_cores
 from nnunet_semi.raw import name_some
 from nnunet_semi.unlabeled.case import CasePreprocessor, Recipe
 from nnunet_semi.unlabeled.index import Source, UnlabeledCase, UnlabeledIndex, describe_sources
-from nnunet_semi.unlabeled.workers import Progress, Task, WorkersDied, run_tasks, usable_cores
 
 RawCases = Mapping[str, list[str]]  # case id → its files
 Sources = Mapping[str, tuple[Source, ...]]

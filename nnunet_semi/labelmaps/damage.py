@@ -13,9 +13,8 @@ import nibabel
 import numpy as np
 import SimpleITK as sitk
 
-from nnunet_semi.dataset_conversion import mha
-from nnunet_semi.dataset_conversion.plan import Problem, Unusable
-from nnunet_semi.dataset_conversion.raster import refuse_undefined
+from nnunet_semi import mha
+from nnunet_semi.errors import Problem, Unusable
 
 CHUNK = 1 << 24
 GIPL_HEADER = 256  # bytes
@@ -23,6 +22,13 @@ GIPL_HEADER = 256  # bytes
 
 def refuse_damaged(path: Path) -> None:
     """Raises `Unusable` for a file that is truncated, damaged, points to other files, or is NIfTI with NaN."""
+    refuse_incomplete(path)
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        _refuse_undefined(path)
+
+
+def refuse_incomplete(path: Path) -> None:
+    """Raises `Unusable` for a file that is truncated, damaged, or points to other files; reads all of it."""
     name = path.name.lower()
     if name.endswith(".mha"):
         mha.refuse_incomplete(mha.read_header(path))
@@ -30,8 +36,6 @@ def refuse_damaged(path: Path) -> None:
         _refuse_detached(path)
     else:
         _refuse_truncated(path, _gipl_size if name.endswith(".gipl") else _nifti_size)
-        if not name.endswith(".gipl"):
-            _refuse_undefined(path)
 
 
 def _refuse_detached(path: Path) -> None:
@@ -77,3 +81,9 @@ def _refuse_undefined(path: Path) -> None:
     image: Any = nibabel.load(path)
     if image.dataobj.dtype.kind == "f":
         refuse_undefined(path, image.dataobj.get_unscaled())
+
+
+def refuse_undefined(path: Path, values: np.ndarray) -> None:
+    """Raises `Unusable` where a value is NaN or infinite."""
+    if values.dtype.kind in "fc" and not all(np.isfinite(part).all() for part in values):
+        raise Unusable(Problem(path, "values that are NaN or infinite", "numbers; replace them by what is meant"))

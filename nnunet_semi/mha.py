@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_semi.dataset_conversion.plan import Problem, Unusable
+from nnunet_semi.errors import Problem, Unusable
 
 TYPES = {
     "MET_UCHAR": "u1",
