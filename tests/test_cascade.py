@@ -77,6 +77,17 @@ def test_validation_predicts_all_cases_for_the_next_stage(first_stage: Any) -> N
         assert set(np.unique(prediction)) <= {0, 1, 2}
 
 
+def test_what_an_older_network_predicted_is_predicted_again(first_stage: Any) -> None:
+    folder = Path(first_stage.output_folder_base, "predicted_next_stage", f"{SECOND}_unlabeled")
+    older, newer = (folder / f"{case}.b2nd" for case in UNLABELED[:2])
+    trained = Path(first_stage.output_folder, "checkpoint_final.pth").stat().st_mtime
+    os.utime(older, (trained - 60, trained - 60))
+    os.utime(newer, (trained + 60, trained + 60))
+    first_stage._predict_unlabeled_for(SECOND)
+    assert older.stat().st_mtime > trained
+    assert newer.stat().st_mtime == trained + 60
+
+
 def test_the_second_stage_trains_on_images_and_predictions(first_stage: Any, plans_file: Path) -> None:
     trainer = stage(plans_file, SECOND)
     batches = []

@@ -36,7 +36,11 @@ def require_predictions(folder: Path, cases: Sequence[str], previous_stage: str)
 
 
 def predict_cases(
-    predictor: nnUNetPredictor, cases: nnUNetBaseDataset, shapes: Mapping[str, Sequence[int]], folder: Path
+    predictor: nnUNetPredictor,
+    cases: nnUNetBaseDataset,
+    shapes: Mapping[str, Sequence[int]],
+    folder: Path,
+    checkpoint: Path,
 ) -> None:
     """Predict unlabeled cases and store each as label map at the resolution of the next stage.
 
@@ -44,11 +48,14 @@ def predict_cases(
         predictor: initialised with the network of this stage.
         cases: the unlabeled cases, preprocessed for this stage.
         shapes: spatial shape of each case in the next stage; only these cases are predicted.
-        folder: gets one CASE.b2nd each; cases that have one already are passed over.
+        folder: gets one CASE.b2nd each; cases whose file is newer than `checkpoint` are passed over.
+        checkpoint: of the network.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    trained = checkpoint.stat().st_mtime
     for case, shape in shapes.items():
-        if (folder / f"{case}.b2nd").is_file():
+        prediction = folder / f"{case}.b2nd"
+        if prediction.is_file() and prediction.stat().st_mtime >= trained:
             continue
         data, _, _, properties = cases.load_case(case)
         logits = predictor.predict_sliding_window_return_logits(torch.from_numpy(data[:])).cpu()
@@ -63,4 +70,4 @@ def predict_cases(
             predictor.dataset_json,
             torch.get_num_threads(),
         )
-        unfinished.with_name(unfinished.name + ".b2nd").replace(folder / f"{case}.b2nd")
+        unfinished.with_name(unfinished.name + ".b2nd").replace(prediction)
