@@ -6,7 +6,6 @@ import csv
 from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -17,6 +16,9 @@ from PIL import Image
 from nnunet_semi.storage import atomic_path
 
 SHARES = "semi_class_shares"
+KEPT = "semi_class_kept"
+TITLES = {SHARES: "shares of the classes", KEPT: "kept voxels of each class"}
+PREFIXES = {SHARES: "share", KEPT: "kept"}
 LABELS = {
     "semi_loss_labeled": "loss_x",
     "semi_loss_unlabeled": "loss_u",
@@ -24,6 +26,8 @@ LABELS = {
     "semi_kept": "kept",
     "semi_confidence": "confidence",
     "semi_agreement": "agreement",
+    SHARES: "shares",
+    KEPT: "kept of each",
 }
 
 
@@ -33,18 +37,20 @@ class CurveLogger(LocalLogger):
     Every curve gets one value per epoch, as nnU-Net's own do; they are stored in and restored from its checkpoints.
 
     Args:
-        curves: names of scalar curves, beside the list-valued `SHARES`.
-        outputs: names of the classes or regions that the values of `SHARES` belong to.
+        curves: names of scalar curves.
+        outputs: names of the classes or regions that the values of `lists` belong to.
+        lists: names of curves with a value per class or region: `SHARES`, and `KEPT` where voxels are left out.
     """
 
-    def __init__(self, curves: list[str], outputs: Sequence[str]) -> None:
+    def __init__(self, curves: list[str], outputs: Sequence[str], lists: Sequence[str] = (SHARES,)) -> None:
         super().__init__()
         self.curves = curves
         self.outputs = outputs
+        self.lists = lists
         self._add_lists()
 
     def _add_lists(self) -> None:
-        for name in (*self.curves, SHARES):
+        for name in (*self.curves, *self.lists):
             self.my_fantastic_logging.setdefault(name, [])
 
     def load_checkpoint(self, checkpoint: dict[str, list]) -> None:
@@ -55,8 +61,9 @@ class CurveLogger(LocalLogger):
         for name in self.curves:
             values = self.my_fantastic_logging[name]
             values.extend([float("nan")] * (epochs - len(values)))
-        shares = self.my_fantastic_logging[SHARES]
-        shares.extend([[]] * (epochs - len(shares)))
+        for name in self.lists:
+            rows = self.my_fantastic_logging[name]
+            rows.extend([[]] * (epochs - len(rows)))
 
     def plot_progress_png(self, output_folder: str) -> None:
         """Draw nnU-Net's progress.png, this logger's curves below it, and write progress_semi.csv."""
@@ -68,12 +75,14 @@ class CurveLogger(LocalLogger):
         values = self.my_fantastic_logging
         losses = [c for c in self.curves if c.startswith("semi_loss") or c == "semi_weight"]
         figure = Figure(figsize=(30, 12))
-        axes = figure.subplots(1, 3)
+        axes = figure.subplots(1, 2 + len(self.lists))
         for name in self.curves:
             axes[0 if name in losses else 1].plot(values[name], label=LABELS[name], linewidth=4)
-        for name, share in zip(self.outputs, _columns(values[SHARES]), strict=False):
-            axes[2].plot(share, label=name, linewidth=4)
-        for axis, title in zip(axes, ("losses and weight", "pseudo labels", "shares of the classes"), strict=True):
+        for axis, kind in zip(axes[2:], self.lists, strict=True):
+            for name, column in zip(self.outputs, _columns(values[kind]), strict=False):
+                axis.plot(column, label=name, linewidth=4)
+        titles = ("losses and weight", "pseudo labels", *(TITLES[kind] for kind in self.lists))
+        for axis, title in zip(axes, titles, strict=True):
             axis.set(xlabel="epoch", title=title)
             axis.legend(loc="best")
         axes[2].set_yscale("log")
@@ -84,22 +93,44 @@ class CurveLogger(LocalLogger):
 
     def _write_csv(self, path: Path) -> None:
         values = self.my_fantastic_logging
-        shares = _columns(values[SHARES])
+        columns = {
+            f"{PREFIXES[kind]}_{name}": column
+            for kind in self.lists
+            for name, column in zip(self.outputs, _columns(values[kind]), strict=False)
+        }
         text = StringIO()
         writer = csv.writer(text)
-        writer.writerow(["epoch", *self.curves, *(f"share_{name}" for name in self.outputs[: len(shares)])])
+        writer.writerow(["epoch", *self.curves, *columns])
         for epoch in range(len(values[SHARES])):
-            row = [values[name][epoch] for name in self.curves] + [share[epoch] for share in shares]
+            row = [values[name][epoch] for name in self.curves] + [column[epoch] for column in columns.values()]
             writer.writerow([epoch, *(f"{value:.6g}" for value in row)])
         with atomic_path(path) as temporary:
             temporary.write_text(text.getvalue())
 
 
-def log_line(curves: Mapping[str, Any]) -> str:
-    """One line for the log file, such as 'semi: loss_x 0.412  loss_u 0.087 (w 0.35)  confidence 0.94'."""
+def class_curves(values: np.ndarray, num_outputs: int) -> dict[str, list[float]]:
+    """The list-valued curves of an epoch.
+
+    Args:
+        values: means over the epoch of the shares of voxels that each class takes and, where voxels are left out, of
+            the shares that it takes and that count: (K,) or (2 K,).
+        num_outputs: K.
+
+    Returns:
+        `SHARES`, and `KEPT`: of the voxels of each class, the share that counts; NaN for a class without voxels.
+    """
+    rows = values.reshape(-1, num_outputs)
+    kept = [row / np.where(rows[0] > 0, rows[0], np.nan) for row in rows[1:]]
+    return {name: row.tolist() for name, row in zip((SHARES, KEPT), [rows[0], *kept], strict=False)}
+
+
+def log_line(curves: Mapping[str, float], per_class: Mapping[str, Sequence[float]] | None = None) -> str:
+    """One line for the log file: 'semi: loss_x 0.412  loss_u 0.087 (w 0.35)  confidence 0.94  shares 0.900 0.100'."""
     parts = [f"{LABELS[name]} {curves[name]:.3f}" for name in LABELS if name in curves and name != "semi_weight"]
     if "semi_weight" in curves:
         parts[1] += f" (w {curves['semi_weight']:.4f})"
+    for name, values in (per_class or {}).items():
+        parts.append(" ".join([LABELS[name], *(f"{value:.3f}" for value in values)]))
     return "semi: " + "  ".join(parts)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import random
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from nnunet_semi.curves import SHARES, CurveLogger, log_line
+from nnunet_semi.curves import KEPT, SHARES, CurveLogger, class_curves, log_line
 
 CURVES = ["semi_loss_labeled", "semi_loss_unlabeled", "semi_weight", "semi_confidence"]
 
@@ -66,3 +67,30 @@ def test_a_stock_checkpoint_fills_the_missing_epochs(tmp_path):
 def test_log_line_names_the_losses_and_the_weight():
     curves = dict(zip(CURVES, [0.412, 0.087, 0.35, 0.94], strict=True))
     assert log_line(curves) == "semi: loss_x 0.412  loss_u 0.087 (w 0.3500)  confidence 0.940"
+    lists = {SHARES: [0.9, 0.1], KEPT: [0.99, float("nan")]}
+    assert log_line(curves, lists).endswith("  confidence 0.940  shares 0.900 0.100  kept of each 0.990 nan")
+
+
+def test_kept_voxels_are_told_per_class():
+    """As a part of the voxels of the class in the epoch, whatever their number in each step was."""
+    steps = np.array([[0.5, 0.5, 0.0, 0.5, 0.1, 0.0], [0.9, 0.1, 0.0, 0.9, 0.0, 0.0]])
+    curves = class_curves(steps.mean(0), 3)
+    assert curves[SHARES] == pytest.approx([0.7, 0.3, 0.0])
+    assert curves[KEPT] == pytest.approx([1.0, 1 / 6, float("nan")], nan_ok=True)
+    assert list(class_curves(steps.mean(0)[:3], 3)) == [SHARES]
+
+
+def test_methods_that_leave_voxels_out_have_a_fourth_axis_and_further_columns(tmp_path):
+    logger = CurveLogger(CURVES, ["background", "disc"], (SHARES, KEPT))
+    for name, values in logger.my_fantastic_logging.items():
+        values.extend([[0.25, float("nan")]] * 2 if name in (SHARES, KEPT) else [random.random() for _ in range(2)])
+    logger.plot_progress_png(str(tmp_path))
+    with (tmp_path / "progress_semi.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert rows[1]["kept_background"] == "0.25" and rows[1]["kept_disc"] == "nan"
+    assert "share_disc" in rows[0]
+    older = {key: value for key, value in logger.get_checkpoint().items() if key != KEPT}
+    logger.load_checkpoint(older)
+    logger.log(KEPT, [1.0, 1.0], 2)
+    assert len(logger.get_value(KEPT, None)) == 3
+    assert logger._panel().size == (3000, 1200)

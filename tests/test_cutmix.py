@@ -10,7 +10,7 @@ import scipy.stats
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from nnunet_semi.perturbation.cutmix import CutMix, box_mask, cutmix_boxes, draw_cutmix, paste
+from nnunet_semi.perturbation.cutmix import CutMix, box_mask, cutmix_boxes, draw_cutmix, fixed_boxes, paste
 
 DRAWS = 10_000
 SHAPES = pytest.mark.parametrize(
@@ -227,3 +227,26 @@ def test_tensors_that_do_not_fit_are_refused():
 def test_wrong_parameters_are_named(wrong, message):
     with pytest.raises(ValueError, match=message):
         cutmix_boxes(**{"batch_size": 2, "spatial_shape": (32, 32), **wrong})
+
+
+@SHAPES
+def test_fixed_boxes_have_their_sides_and_lie_anywhere_inside(spatial_shape):
+    corners = fixed_boxes(DRAWS, spatial_shape, side=2 / 3)
+    sides = torch.tensor([int(size * 2 / 3) for size in spatial_shape])
+    assert torch.equal(corners[..., 1] - corners[..., 0], sides.expand(DRAWS, -1))
+    free = torch.tensor(spatial_shape) - sides
+    assert torch.equal(corners[..., 0].amin(0), torch.zeros_like(free))
+    assert torch.equal(corners[..., 0].amax(0), free)
+    # uniform on 0 … free has a standard deviation of about free / √12; 4 of its mean's
+    assert ((corners[..., 0].double().mean(0) - free / 2).abs() < 4 * (free + 1) / 12**0.5 / DRAWS**0.5).all()
+
+
+@SMALL
+def test_pasted_voxels_carry_label_and_confidence_of_their_source(spatial_shape):
+    """An image whose label and confidence are functions of its intensity keeps them so under the mix."""
+    images = torch.rand(5, 1, *spatial_shape)
+    mix = draw_cutmix(images, p=1.0)
+    mixed = mix(images)
+    assert not torch.equal(mixed, images)
+    assert torch.equal(mix((images * 7).long()), (mixed * 7).long())
+    assert torch.equal(mix(1 - images / 3), 1 - mixed / 3)

@@ -9,9 +9,10 @@ import torch
 from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+from torch.nn import functional
 
-from nnunet_semi.consistency.losses import PseudoLabelLoss, downsample
-from nnunet_semi.consistency.pseudo_label import class_shares, pseudo_label
+from nnunet_semi.consistency.losses import PseudoLabelLoss, downsample, mean_squared_difference
+from nnunet_semi.consistency.pseudo_label import class_shares, largest_components, probabilities, pseudo_label
 from nnunet_semi.consistency.ramp import sigmoid_rampup
 
 SIZE = (2, 3, 8, 12)
@@ -87,6 +88,29 @@ def test_fully_masked_batch_gives_zero_and_no_gradient(regions):
     assert torch.equal(logits.grad, torch.zeros_like(logits))
 
 
+@pytest.mark.parametrize("batch_dice", [False, True])
+def test_smoothing_adds_a_share_of_the_voxels_to_both_sides_of_the_quotient(batch_dice):
+    logits, label = random_logits(0), random_label(1)
+    p, y = logits.softmax(1)[:, 1:].flatten(2), functional.one_hot(label[:, 0], 3).movedim(-1, 1)[:, 1:].flatten(2)
+    both, each = (p * y).sum(2), (p + y).sum(2)
+    if batch_dice:
+        both, each = both.sum(0), each.sum(0)
+    added = 0.05 * 8 * 12 * (len(logits) if batch_dice else 1)
+    expected = 1 - ((2 * both + added) / (each + added)).mean()
+    loss = PseudoLabelLoss(weight_ce=0, dice_smoothing=0.05, batch_dice=batch_dice)
+    torch.testing.assert_close(loss(logits, label), expected)
+
+
+def test_with_smoothing_a_stray_voxel_costs_less_than_a_missed_organ():
+    empty = torch.zeros(1, 1, 8, 12, dtype=torch.int64)
+    stray, organ = empty.clone(), empty.clone()
+    stray[..., 0, 0], organ[..., 2:6, 3:9] = 1, 1
+    sure_of_nothing = torch.stack([torch.full((1, 8, 12), 9.0), torch.full((1, 8, 12), -9.0)], 1)
+    plain, smoothed = PseudoLabelLoss(weight_ce=0), PseudoLabelLoss(weight_ce=0, dice_smoothing=0.05)
+    assert plain(sure_of_nothing, stray) == pytest.approx(plain(sure_of_nothing, organ).item(), abs=1e-3)
+    assert smoothed(sure_of_nothing, stray) < 0.25 * smoothed(sure_of_nothing, organ)
+
+
 def test_deep_supervision_weighs_resolutions_as_nnunet_does():
     label = random_label(1)
     outputs = [random_logits(2), random_logits(3, (2, 3, 4, 6)), random_logits(4, (2, 3, 2, 3))]
@@ -135,6 +159,48 @@ def test_class_shares_count_voxels():
     label = torch.tensor([0, 0, 0, 2]).view(1, 1, 2, 2)
     assert class_shares(label, 3).tolist() == [0.75, 0.0, 0.25]
     assert class_shares(torch.cat([label == 0, label == 2], 1), 2).tolist() == [0.75, 0.25]
+
+
+def test_class_shares_of_voxels_that_count():
+    label = torch.tensor([0, 0, 0, 2]).view(1, 1, 2, 2)
+    mask = torch.tensor([True, False, False, True]).view(1, 1, 2, 2)
+    assert class_shares(label, 3, mask).tolist() == [0.25, 0.0, 0.25]
+    regions = torch.cat([label == 0, label == 2], 1)
+    assert class_shares(regions, 2, mask.expand_as(regions)).tolist() == [0.25, 0.25]
+
+
+def test_largest_component_of_each_class_stays():
+    rows = ["110020", "110020", "000000", "200010"]
+    label = torch.tensor([[int(c) for c in row] for row in rows])[None, None].repeat(2, 1, 1, 1)
+    label[1] = 0
+    expected = [[int(c) for c in row] for row in ("110020", "110020", "000000", "000000")]
+    kept = largest_components(label, 3)
+    assert kept[0, 0].tolist() == expected
+    assert torch.equal(kept[1], label[1])
+    regions = largest_components(torch.cat([label == 1, label == 2], 1), 2)
+    assert torch.equal(regions, torch.cat([kept == 1, kept == 2], 1))
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_mean_squared_difference_equals_a_plain_reference(regions):
+    first, second = probabilities(random_logits(0), regions), probabilities(random_logits(1), regions)
+    assert first.amax() <= 1
+    assert torch.allclose(first.sum(1), torch.ones(())) != regions
+    expected = sum((a - b) ** 2 for a, b in zip(first.flatten().tolist(), second.flatten().tolist(), strict=True))
+    assert mean_squared_difference(first, second).item() == pytest.approx(expected / first.numel(), rel=1e-5)
+    mask = random_logits(2)[:, :1] > 0
+    counted = [(first[i, :, y, x] - second[i, :, y, x]).pow(2).mean().item() for i, _, y, x in mask.nonzero().tolist()]
+    found = mean_squared_difference(first, second, mask)
+    assert found.item() == pytest.approx(sum(counted) / len(counted), rel=1e-5)
+    torch.testing.assert_close(found, mean_squared_difference(first, second, mask.expand_as(first)))
+
+
+def test_mean_squared_difference_where_nothing_counts_is_zero_and_the_goal_gets_no_gradient():
+    logits, goal = random_logits(0).requires_grad_(), random_logits(1).requires_grad_()
+    loss = mean_squared_difference(probabilities(logits), probabilities(goal), torch.zeros(2, 1, 8, 12) > 0)
+    loss.backward()
+    assert loss.item() == 0 and torch.equal(logits.grad, torch.zeros_like(logits))
+    assert goal.grad is None
 
 
 @pytest.mark.parametrize(

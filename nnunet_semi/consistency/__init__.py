@@ -1,1 +1,1 @@
-"""What disturbed views must agree on: pseudo labels, masked losses, ramps."""
+"""What disturbed views must agree on: pseudo labels, thresholds, masked losses, ramps, teachers."""

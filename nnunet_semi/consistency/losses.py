@@ -8,7 +8,10 @@ import torch
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.utilities.helpers import softmax_helper_dim1
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.nn import functional
+
+SMOOTH = 1e-5  # nnU-Net's, against 0 / 0
 
 
 def downsample(label: Tensor, shape: Sequence[int]) -> Tensor:
@@ -16,6 +19,21 @@ def downsample(label: Tensor, shape: Sequence[int]) -> Tensor:
     if tuple(label.shape[2:]) == tuple(shape):
         return label
     return functional.interpolate(label.float(), tuple(shape), mode="nearest-exact").to(label.dtype)
+
+
+def mean_squared_difference(probability: Tensor, goal: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean of (probability - goal)² over voxels and outputs, a scalar: the consistency loss of Mean Teacher.
+
+    Args:
+        probability: of the student, (B, K, *spatial).
+        goal: of the teacher, of the same shape; no gradient flows into it.
+        mask: True where a voxel counts, (B, 1, *spatial) or (B, K, *spatial); None for all, and 0 where none does.
+    """
+    squared = (probability - goal.detach()) ** 2
+    if mask is None:
+        return squared.mean()
+    counted = mask.expand_as(squared).float()
+    return (squared * counted).sum() / counted.sum().clamp_min(1)
 
 
 class PseudoLabelLoss(nn.Module):
@@ -30,6 +48,9 @@ class PseudoLabelLoss(nn.Module):
         regions: outputs are regions (sigmoid) instead of classes (softmax).
         weight_ce: weight of the cross entropy.
         weight_dice: weight of the Dice part.
+        dice_smoothing: added to both sides of the quotient in the Dice part, in shares of the voxels that it is taken
+            of. Without it a few stray voxels in an otherwise empty pseudo label weigh as much as a whole organ, and two
+            networks that teach each other keep them.
         resolution_weights: weight of each output, finest first, as in nnU-Net's deep supervision.
         batch_dice: Dice of the whole batch instead of each sample.
         ddp: gather the batch Dice over processes.
@@ -40,6 +61,7 @@ class PseudoLabelLoss(nn.Module):
         regions: bool = False,
         weight_ce: float = 1.0,
         weight_dice: float = 1.0,
+        dice_smoothing: float = 0.0,
         resolution_weights: Sequence[float] = (1.0,),
         batch_dice: bool = False,
         ddp: bool = False,
@@ -48,9 +70,10 @@ class PseudoLabelLoss(nn.Module):
         self.regions = regions
         self.weight_ce = weight_ce
         self.weight_dice = weight_dice
+        self.dice_smoothing = dice_smoothing
         self.resolution_weights = tuple(resolution_weights)
         nonlinearity = torch.sigmoid if regions else softmax_helper_dim1
-        self.dice = MemoryEfficientSoftDiceLoss(nonlinearity, batch_dice, do_bg=regions, smooth=1e-5, ddp=ddp)
+        self.dice = MemoryEfficientSoftDiceLoss(nonlinearity, batch_dice, do_bg=regions, smooth=SMOOTH, ddp=ddp)
 
     def forward(self, outputs: Tensor | Sequence[Tensor], label: Tensor, mask: Tensor | None = None) -> Tensor:
         """The loss, a scalar.
@@ -74,8 +97,15 @@ class PseudoLabelLoss(nn.Module):
         if self.weight_ce:
             loss = loss + self.weight_ce * self._cross_entropy(logits, label, mask)
         if self.weight_dice:
+            self.dice.smooth = max(SMOOTH, self.dice_smoothing * self._voxels_of_a_dice(logits))
             loss = loss + self.weight_dice * (1 + self.dice(logits, label, loss_mask=mask))
         return loss
+
+    def _voxels_of_a_dice(self, logits: Tensor) -> int:
+        voxels = logits.shape[2:].numel()
+        if self.dice.batch_dice:
+            voxels *= len(logits) * (dist.get_world_size() if self.dice.ddp else 1)
+        return voxels
 
     def _cross_entropy(self, logits: Tensor, label: Tensor, mask: Tensor | None) -> Tensor:
         reduction = "mean" if mask is None else "none"

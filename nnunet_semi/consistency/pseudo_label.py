@@ -6,8 +6,16 @@ regions, K counts regions that hold independently of each other.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
+from torch.nn import functional
+
+
+def probabilities(logits: Tensor, regions: bool = False) -> Tensor:
+    """Softmax, or with regions sigmoid, in float32."""
+    return logits.float().sigmoid() if regions else functional.softmax(logits.float(), dim=1)
 
 
 @torch.no_grad()
@@ -26,8 +34,38 @@ def pseudo_label(logits: Tensor, regions: bool = False) -> tuple[Tensor, Tensor]
 
 
 @torch.no_grad()
-def class_shares(label: Tensor, num_outputs: int) -> Tensor:
-    """The share of voxels that each class or region takes in a pseudo label, (K,) float32."""
+def class_shares(label: Tensor, num_outputs: int, mask: Tensor | None = None) -> Tensor:
+    """The share of voxels that each class or region takes in a pseudo label, (K,) float32.
+
+    With a mask of the voxels that count (bool, of the label's shape), the share of voxels that it takes and that count.
+    """
     if label.dtype == torch.bool:
-        return label.float().mean(dim=[0, *range(2, label.ndim)])
+        counted = label if mask is None else label & mask
+        return counted.float().mean(dim=[0, *range(2, label.ndim)])
+    if mask is not None:
+        label = torch.where(mask, label, -1)
     return torch.stack([(label == index).float().mean() for index in range(num_outputs)])
+
+
+@torch.no_grad()
+def largest_components(label: Tensor, num_outputs: int) -> Tensor:
+    """The pseudo label with the largest connected component of each class or region; the rest becomes background.
+
+    Face neighbours are connected. The work is done on the CPU, sample by sample.
+    """
+    kept = label.cpu().clone()
+    if label.dtype == torch.bool:
+        for plane in kept.flatten(0, 1):
+            plane &= _largest(plane)
+    else:
+        for sample in kept[:, 0]:
+            for index in range(1, num_outputs):
+                inside = sample == index
+                sample[inside & ~_largest(inside)] = 0
+    return kept.to(label.device)
+
+
+def _largest(inside: Tensor) -> Tensor:
+    components, _ = ndimage.label(inside.numpy())
+    sizes = np.bincount(components.ravel())[1:]
+    return torch.from_numpy(components == 1 + sizes.argmax()) if len(sizes) else torch.zeros_like(inside)

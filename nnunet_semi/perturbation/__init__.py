@@ -1,1 +1,1 @@
-"""How a view is disturbed: intensity, CutMix."""
+"""How a view is disturbed: intensity, noise, CutMix, feature dropout."""

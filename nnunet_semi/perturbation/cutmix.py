@@ -98,6 +98,20 @@ def cutmix_boxes(
     raise ValueError(f"area {area} with aspect {aspect}: no such box lies inside; expected aspects nearer to 1")
 
 
+def fixed_boxes(batch_size: int, spatial_shape: Sequence[int], side: float = 2 / 3) -> Tensor:
+    """Corners of one box per sample with sides of `side` times the image's, rounded down, anywhere inside.
+
+    The boxes of bidirectional copy-paste (Bai et al., CVPR 2023), there one for the whole batch.
+
+    Returns:
+        As `cutmix_boxes`.
+    """
+    size = torch.tensor(spatial_shape)
+    sides = (size * side).long().clamp(min=1)
+    start = (torch.rand(batch_size, len(size)) * (size - sides + 1)).long()
+    return torch.stack([start, start + sides], dim=-1)
+
+
 def _sides(share: Tensor, size: Tensor, aspect: tuple[float, float]) -> Tensor:
     """Candidates for the sides of boxes of the given shares, in voxels: (B, CANDIDATES, dim), int64."""
     dim = len(size)
