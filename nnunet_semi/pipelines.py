@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,14 +12,18 @@ from batchgeneratorsv2.transforms.nnunet.remove_connected_components import (
     RemoveRandomConnectedComponentFromOneHotEncodingTransform,
 )
 from batchgeneratorsv2.transforms.nnunet.seg_to_onehot import MoveSegAsOneHotToDataTransform
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
 from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
+from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, Convert3DTo2DTransform
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from batchgeneratorsv2.transforms.utils.seg_to_regions import ConvertSegmentationToRegionsTransform
 
 # these disturb the one-hot prediction of the previous cascade stage, not the image
 CASCADE = (ApplyRandomBinaryOperatorTransform, RemoveRandomConnectedComponentFromOneHotEncodingTransform)
+MOVES = (SpatialTransform, MirrorTransform, Convert2DTo3DTransform, Convert3DTo2DTransform)
 TARGET_ONLY = (DownsampleSegForDSTransform, ConvertSegmentationToRegionsTransform)
 READS_SEGMENTATION = (MaskImageTransform, MoveSegAsOneHotToDataTransform)
 
@@ -56,6 +61,12 @@ class GeometryOnly(BasicTransform):
         super().__init__()
         self.transforms = [t for t in pipeline.transforms if _is_geometry(_bare(t))]
         self.needs_segmentation = any(isinstance(_bare(t), READS_SEGMENTATION) for t in self.transforms)
+
+    def without_moves(self) -> GeometryOnly:
+        """The part that moves no voxel and draws nothing: what a network needs to see an image as it is."""
+        still = copy.copy(self)
+        still.transforms = [t for t in self.transforms if not isinstance(_bare(t), (*MOVES, *CASCADE))]
+        return still
 
     def __call__(self, **sample: Any) -> dict[str, Any]:
         """Transform {'image': (C, *spatial), 'segmentation': (S, *spatial)}; the segmentation comes back empty."""

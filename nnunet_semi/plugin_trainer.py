@@ -9,9 +9,9 @@ from __future__ import annotations
 import io
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from os.path import isfile, join
+from os.path import basename, isfile, join
 from time import time
 from typing import Any
 
@@ -27,6 +27,7 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunet_semi.kept_checkpoints import for_prediction, kept_after
 from nnunet_semi.pipelines import transforms_in
 from nnunet_semi.randomness import NumberedBatches, derive_seed, seed_everything
 from nnunet_semi.storage import atomic_path
@@ -83,9 +84,12 @@ class PluginTrainer(nnUNetTrainer):
 
     Attributes:
         seed: seeds every random source; None draws one, which the checkpoint keeps.
+        keep_checkpoints: fractions of training after which the network is kept, as checkpoint_036.pth for .36, for
+            `nnunet_semi score`; () keeps none. The files may be deleted at any time.
     """
 
     seed: int | None = None
+    keep_checkpoints: Sequence[float] = (0.36, 0.66)
 
     def __init__(
         self,
@@ -99,6 +103,7 @@ class PluginTrainer(nnUNetTrainer):
         apply_class_attributes(self)
         if self.seed is None:
             self.seed = self._drawn_seed()
+        self._kept()  # says now what is wrong with keep_checkpoints
         self.iteration = 0  # of the current epoch
 
     # --- random numbers ---
@@ -231,8 +236,21 @@ class PluginTrainer(nnUNetTrainer):
         buffer.seek(0)
         checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)
         checkpoint[CHECKPOINT_KEY] = self.extra_state()
+        if basename(filename) in self._kept():
+            checkpoint = {**for_prediction(checkpoint), CHECKPOINT_KEY: {"seed": self.seed}}
         with atomic_path(filename) as temporary:
             torch.save(checkpoint, temporary)
+
+    def _kept(self) -> dict[str, int]:
+        """Names of the checkpoints that stay, with the number of epochs after which each is written."""
+        return kept_after(self.keep_checkpoints, self.num_epochs)
+
+    def on_epoch_end(self) -> None:
+        """Keep the network where a fraction of training is reached, before nnU-Net writes where to go on from."""
+        for name, num_epochs in self._kept().items():
+            if self.current_epoch + 1 == num_epochs:
+                self.save_checkpoint(join(self.output_folder, name))
+        super().on_epoch_end()
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """Restore everything and say so in one line of the log."""
