@@ -28,6 +28,7 @@ class nnUNetTrainerCPS(nnUNetTrainerSemi):
     the cost of one.
     """
 
+    pseudo_dice_smoothing = 0.05
     curve_names: Sequence[str] = ("semi_confidence", "semi_agreement")
 
     def losses(self, labeled: Tensor, target: Any, unlabeled: Tensor) -> Losses:
@@ -159,13 +160,14 @@ class nnUNetTrainerCPSOriginal(nnUNetTrainerCPS):
 class nnUNetTrainerCPSCutMix(nnUNetTrainerCPS):
     """CPS with CutMix: pseudo labels of the undisturbed patches, learned on strong views mixed from pairs of patches.
 
-    Images and pseudo labels are mixed by the same boxes. The two passes for the pseudo labels need no gradient.
+    Images and pseudo labels are mixed by the same boxes, and the loss is cross entropy, as published: a Dice loss makes
+    the networks draw each other's structures larger and larger. The two passes for the pseudo labels need no gradient.
 
     Attributes:
         cutmix_p: probability that a patch gets a box from another one.
     """
 
-    ramp_length = 0.4
+    pseudo_weight_dice = 0.0
     cutmix_p: float = 1.0
 
     def losses(self, labeled: Tensor, target: Any, unlabeled: Tensor) -> Losses:

@@ -20,25 +20,32 @@ from torch import distributed as dist
 from torch.optim import Optimizer
 
 from nnunet_semi.consistency.losses import PseudoLabelLoss
+from nnunet_semi.consistency.pseudo_label import class_shares
 from nnunet_semi.consistency.ramp import sigmoid_rampup
-from nnunet_semi.curves import SHARES, CurveLogger, log_line
+from nnunet_semi.curves import KEPT, SHARES, CurveLogger, class_curves, log_line
 from nnunet_semi.perturbation.intensity import IntensityPerturbation
 from nnunet_semi.plugin_trainer import PluginTrainer
 from nnunet_semi.unlabeled.index import UnlabeledIndex
 from nnunet_semi.unlabeled.next_stage import predict_cases, predictions_folder, require_predictions
 from nnunet_semi.unlabeled.preprocessing import ensure_preprocessed
+from nnunet_semi.unlabeled.selection import usable_cases
 from nnunet_semi.unlabeled.streams import TwoStreams, unlabeled_loader
 
 Outputs = Tensor | list[Tensor]
 
 
 class Losses(NamedTuple):
-    """What one step gives: two scalar losses, the further curves by name, and the pseudo label's class shares."""
+    """What one step gives: two scalar losses, the further curves by name, and what the pseudo label holds.
+
+    `shares` is the share of voxels of each class, (K,), and `kept` that of voxels of each class that count; the
+    latter is given by methods that log "semi_kept".
+    """
 
     supervised: Tensor
     unsupervised: Tensor
     curves: dict[str, Tensor]
     shares: Tensor
+    kept: Tensor | None = None
 
 
 def split(outputs: Outputs, num_labeled: int) -> tuple[Outputs, Outputs]:
@@ -46,6 +53,14 @@ def split(outputs: Outputs, num_labeled: int) -> tuple[Outputs, Outputs]:
     if isinstance(outputs, Tensor):
         return outputs[:num_labeled], outputs[num_labeled:]
     return [o[:num_labeled] for o in outputs], [o[num_labeled:] for o in outputs]
+
+
+def split_like(outputs: Outputs, images: Sequence[Tensor]) -> list[Outputs]:
+    """The outputs of a batch that was joined from several batches of images, as those of each of them."""
+    sizes = [len(batch) for batch in images]
+    if isinstance(outputs, Tensor):
+        return list(outputs.split(sizes))
+    return [list(part) for part in zip(*(o.split(sizes) for o in outputs), strict=True)]
 
 
 def finest(outputs: Outputs) -> Tensor:
@@ -56,22 +71,27 @@ def finest(outputs: Outputs) -> Tensor:
 class nnUNetTrainerSemi(PluginTrainer):
     """nnUNetTrainer with a stream of unlabeled images; a method overrides `losses`.
 
-    The loss of a step is supervised + w(t) · unsupervised with w(t) = unsupervised_weight · sigmoid_rampup(t).
+    The loss of a step is supervised_weight · supervised + w(t) · unsupervised, with
+    w(t) = unsupervised_weight · sigmoid_rampup(t).
 
     Attributes:
+        supervised_weight: weight of the supervised loss; the curve of that loss is without it.
         unsupervised_weight: full weight of the unsupervised loss.
         ramp_length: fraction of training after which the weight is full; 0 for the full weight from the start.
         unlabeled_batch_size: unlabeled patches per step (of all processes together); None for as many as labeled.
         pseudo_weight_ce, pseudo_weight_dice: weights of the two parts of the loss against pseudo labels.
+        pseudo_dice_smoothing: of the Dice part, in shares of the patch; see `PseudoLabelLoss`.
         perturbation: makes the intensity perturbation of a strong view; `IntensityPerturbation.strong` or `.nnunet`.
         curve_names: scalar curves that the method logs beside the two losses and the weight.
     """
 
+    supervised_weight: float = 1.0
     unsupervised_weight: float = 1.0
     ramp_length: float = 1.0
     unlabeled_batch_size: int | None = None
     pseudo_weight_ce: float = 1.0
     pseudo_weight_dice: float = 1.0
+    pseudo_dice_smoothing: float = 0.0
     perturbation: Callable[..., IntensityPerturbation] = IntensityPerturbation.strong
     curve_names: Sequence[str] = ("semi_confidence",)
 
@@ -85,7 +105,8 @@ class nnUNetTrainerSemi(PluginTrainer):
     ) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.curves = ["semi_loss_labeled", "semi_loss_unlabeled", "semi_weight", *self.curve_names]
-        self.logger.local_logger = CurveLogger(self.curves, self._output_names())
+        lists = (SHARES, KEPT) if "semi_kept" in self.curves else (SHARES,)
+        self.logger.local_logger = CurveLogger(self.curves, self._output_names(), lists)
 
     def _output_names(self) -> list[str]:
         """The class or region of each output of the network, as dataset.json names them."""
@@ -118,6 +139,7 @@ class nnUNetTrainerSemi(PluginTrainer):
             regions=self.label_manager.has_regions,
             weight_ce=self.pseudo_weight_ce,
             weight_dice=self.pseudo_weight_dice,
+            dice_smoothing=self.pseudo_dice_smoothing,
             resolution_weights=self.loss.weight_factors if deep else (1.0,),
             batch_dice=self.configuration_manager.batch_dice,
             ddp=self.is_ddp,
@@ -133,6 +155,16 @@ class nnUNetTrainerSemi(PluginTrainer):
         """A view of the images that differs in intensity only, drawn anew at every call."""
         return self.perturb(images, self.num_image_channels)
 
+    def described(self, label: Tensor, confidence: Tensor, mask: Tensor | None = None) -> dict[str, Any]:
+        """The last fields of `Losses`: mean confidence and class shares, and where a mask is given, what it keeps."""
+        num_outputs = self.label_manager.num_segmentation_heads
+        curves = {"semi_confidence": confidence.mean()}
+        told: dict[str, Any] = {"curves": curves, "shares": class_shares(label, num_outputs)}
+        if mask is not None:
+            curves["semi_kept"] = mask.float().mean()
+            told["kept"] = class_shares(label, num_outputs, mask)
+        return told
+
     # --- the step ---
 
     def train_step(self, batch: dict) -> dict:
@@ -144,11 +176,12 @@ class nnUNetTrainerSemi(PluginTrainer):
         with self._autocast():
             losses = self.losses(self._to_device(batch["data"]), target, self._to_device(batch["unlabeled"]))
             weight = self.unsupervised_weight * sigmoid_rampup(self.training_progress, self.ramp_length)
-            loss = losses.supervised + weight * losses.unsupervised
+            loss = self.supervised_weight * losses.supervised + weight * losses.unsupervised
         self._update(loss)
         self.count_iteration()
         scalars = [loss, losses.supervised, losses.unsupervised, *(losses.curves[name] for name in self.curve_names)]
-        packed = torch.cat([torch.stack([s.detach().float() for s in scalars]), losses.shares.float()]).cpu().numpy()
+        lists = [losses.shares.float()] if losses.kept is None else [losses.shares.float(), losses.kept.float()]
+        packed = torch.cat([torch.stack([s.detach().float() for s in scalars]), *lists]).cpu().numpy()
         curves = np.concatenate([packed[1:3], [weight], packed[3:]])
         return {"loss": packed[0], "curves": curves}
 
@@ -181,11 +214,10 @@ class nnUNetTrainerSemi(PluginTrainer):
             dist.all_gather_object(gathered, values)
             values = np.mean(gathered, axis=0)
         curves = dict(zip(self.curves, values.tolist(), strict=False))
-        shares = values[len(self.curves) :].tolist()
-        for name, value in curves.items():
+        per_class = class_curves(values[len(self.curves) :], self.label_manager.num_segmentation_heads)
+        for name, value in {**curves, **per_class}.items():
             self.logger.log(name, value, self.current_epoch)
-        self.logger.log(SHARES, shares, self.current_epoch)
-        self.print_to_log_file(log_line(curves), " shares", " ".join(f"{share:.3f}" for share in shares))
+        self.print_to_log_file(log_line(curves, per_class))
 
     # --- unlabeled data ---
 
@@ -204,15 +236,27 @@ class nnUNetTrainerSemi(PluginTrainer):
         return TwoStreams(labeled, unlabeled_loader(labeled, self.unlabeled_cases, batch_size))
 
     def unlabeled_dataset(self) -> nnUNetBaseDataset:
-        """The preprocessed unlabeled cases, after preprocessing those that are missing."""
+        """The preprocessed unlabeled cases that are selected, after preprocessing those that are missing."""
         index = self._unlabeled_index(self.configuration_name)
+        cases, self.selection, sentence = usable_cases(index, self.selection)
         previous = None
         if self.is_cascaded:
             stage_output = Path(self.folder_with_segs_from_previous_stage).parent.parent
             previous = predictions_folder(stage_output, self.configuration_name)
-            require_predictions(previous, index.good, self.configuration_manager.previous_stage_name)
-        self.print_to_log_file(f"{len(index.good)} unlabeled cases in {index.folder}")
-        return nnUNetDatasetBlosc2(str(index.folder), index.good, None if previous is None else str(previous))
+            require_predictions(previous, cases, self.configuration_manager.previous_stage_name)
+        self.print_to_log_file(sentence)
+        return nnUNetDatasetBlosc2(str(index.folder), cases, None if previous is None else str(previous))
+
+    selection: dict[str, Any] | None = None
+
+    def extra_state(self) -> dict[str, Any]:
+        """The selection of unlabeled cases too."""
+        return {**super().extra_state(), "selection": self.selection}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore the selection of unlabeled cases with which the training began."""
+        super().load_extra_state(state)
+        self.selection = state.get("selection")
 
     def _unlabeled_index(self, configuration: str) -> UnlabeledIndex:
         return ensure_preprocessed(
@@ -242,5 +286,6 @@ class nnUNetTrainerSemi(PluginTrainer):
             type(self).__name__,
             self.inference_allowed_mirroring_axes,
         )
-        predict_cases(predictor, cases, mine, predictions_folder(self.output_folder_base, stage))
+        checkpoint = Path(self.output_folder, "checkpoint_final.pth")
+        predict_cases(predictor, cases, mine, predictions_folder(self.output_folder_base, stage), checkpoint)
         self.set_deep_supervision_enabled(self.enable_deep_supervision)

@@ -1,0 +1,93 @@
+"""Bidirectional copy-paste between labeled and unlabeled images (Bai et al., CVPR 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnunet_semi.consistency.pseudo_label import largest_components, pseudo_label
+from nnunet_semi.perturbation.cutmix import box_mask, fixed_boxes, paste
+from nnunet_semi.perturbation.intensity import IntensityPerturbation
+from nnunet_semi.trainers.nnUNetTrainerSemi import Losses, finest, split_like
+from nnunet_semi.trainers.nnUNetTrainerTeacher import nnUNetTrainerTeacher
+
+
+class nnUNetTrainerBCP(nnUNetTrainerTeacher):
+    """BCP: a box of each labeled patch lies in an unlabeled one, and the other way round; the student learns both.
+
+    Where a voxel is of a labeled patch its label is learned, elsewhere the teacher's pseudo label with half the
+    weight, by cross entropy + Dice. Every labeled patch takes part in both directions, with two unlabeled ones; boxes
+    are drawn for each patch. All intensities are those of nnU-Net's augmentation, the teacher sees them untouched.
+
+    The authors first pretrain on labeled patches pasted into each other (LA 2000 iterations of 17 000, ACDC 10 000 of
+    40 000) and then start anew from those weights. Here the first part of one training is the pretraining; teacher,
+    optimizer and learning rate go on. The student is deployed, as there.
+
+    Attributes:
+        pretraining: fraction of the training that is pretraining.
+        box_side: side of a box, in shares of the patch.
+        largest_component: keep only the largest component of each class of the pseudo label, as the authors do;
+            for anatomy that is in one piece, also in a patch.
+    """
+
+    alpha = 0.99
+    deploys_teacher = False
+    unsupervised_weight = 0.5
+    ramp_length = 0.0
+    perturbation = IntensityPerturbation.nnunet
+    pretraining: float = 0.2
+    box_side: float = 2 / 3
+    largest_component: bool = False
+    curve_names: Sequence[str] = ("semi_confidence",)
+
+    def losses(self, labeled: Tensor, target: Any, unlabeled: Tensor) -> Losses:
+        """The losses of mixed patches on the voxels of labeled, and on those of unlabeled ones."""
+        label, known = self._label(finest(target))
+        if self.training_progress < self.pretraining:
+            return self._pretraining(labeled, label, known)
+        pseudo, confidence = pseudo_label(self.teach(unlabeled), self.label_manager.has_regions)
+        told = self.described(pseudo, confidence)
+        if self.largest_component:
+            pseudo = largest_components(pseudo, self.label_manager.num_segmentation_heads)
+        labeled, label, known, view, pseudo = _of_one_length(labeled, label, known, self.strong_view(unlabeled), pseudo)
+        view_2, pseudo_2 = view.roll(1, 0), pseudo.roll(1, 0)
+        box = self._boxes(labeled)
+        images = [paste(box, labeled, view), paste(box, view_2, labeled)]
+        inward, outward = split_like(self.network(torch.cat(images)), images)
+        supervised = self.pseudo_loss(inward, label, known & ~box) + self.pseudo_loss(outward, label, known & box)
+        unsupervised = self.pseudo_loss(inward, pseudo, box) + self.pseudo_loss(outward, pseudo_2, ~box)
+        return Losses(supervised / 2, unsupervised / 2, **told)
+
+    def _pretraining(self, labeled: Tensor, label: Tensor, known: Tensor) -> Losses:
+        """The loss of labeled patches with a box of another one; there is no pseudo label to tell of."""
+        box = self._boxes(labeled)
+        outputs = self.network(paste(box, labeled, labeled.roll(1, 0)))
+        supervised = self.pseudo_loss(outputs, label, known & ~box)
+        supervised = supervised + self.pseudo_loss(outputs, label.roll(1, 0), known.roll(1, 0) & box)
+        none = labeled.new_zeros(self.label_manager.num_segmentation_heads)
+        return Losses(supervised / 2, none.sum(), {"semi_confidence": none.sum()}, none)
+
+    def _boxes(self, images: Tensor) -> Tensor:
+        shape = images.shape[2:]
+        return box_mask(fixed_boxes(len(images), shape, self.box_side), shape, images.device)
+
+    def _label(self, target: Tensor) -> tuple[Tensor, Tensor]:
+        """nnU-Net's target at full resolution as a label map or regions, and where it is known."""
+        if self.label_manager.has_regions:
+            label = target[:, : self.label_manager.num_segmentation_heads].bool()
+            known = torch.ones_like(label[:, :1])
+            return label, ~target[:, -1:].bool() if self.label_manager.has_ignore_label else known
+        label = target.long()
+        if not self.label_manager.has_ignore_label:
+            return label, torch.ones_like(label, dtype=torch.bool)
+        known = label != self.label_manager.ignore_label
+        return torch.where(known, label, 0), known
+
+
+def _of_one_length(*batches: Tensor) -> list[Tensor]:
+    """Batches as long as the longest; shorter ones start again."""
+    length = max(map(len, batches))
+    return [batch[torch.arange(length, device=batch.device) % len(batch)] for batch in batches]

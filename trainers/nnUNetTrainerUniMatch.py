@@ -1,0 +1,129 @@
+"""UniMatch: weak-to-strong consistency with several views and a feature perturbation (Yang et al., CVPR 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnunet_semi.consistency.pseudo_label import pseudo_label
+from nnunet_semi.consistency.thresholds import ClassThresholds
+from nnunet_semi.perturbation.cutmix import CutMix, draw_cutmix
+from nnunet_semi.perturbation.dropout import FeatureDropout
+from nnunet_semi.plugin_trainer import unwrap
+from nnunet_semi.trainers.nnUNetTrainerSemi import Losses, finest, nnUNetTrainerSemi, split, split_like
+
+
+class nnUNetTrainerFixMatch(nnUNetTrainerSemi):
+    """FixMatch for segmentation, UniMatch's ablation with one strong view: (L_x + L_s) / 2.
+
+    The weak view of an unlabeled patch gives its pseudo label; the network learns it on a strong view mixed by
+    CutMix, where it was sure of it. As in UniMatch's medical variant the unsupervised loss is Dice alone, and voxels
+    that do not count are left out of numerator and denominator. The weak view is passed without gradient.
+
+    Attributes:
+        threshold: τ, the least confidence of a voxel that counts.
+        cutmix_p: probability that a patch gets a box from another one.
+    """
+
+    supervised_weight = 0.5
+    unsupervised_weight = 0.5
+    ramp_length = 0.0
+    pseudo_weight_ce = 0.0
+    threshold: float = 0.95
+    cutmix_p: float = 0.5
+    curve_names: Sequence[str] = ("semi_confidence", "semi_kept")
+
+    def losses(self, labeled: Tensor, target: Any, unlabeled: Tensor) -> Losses:
+        """Supervised loss, and the loss of a strong view against the pseudo label of the weak one."""
+        label, confidence, mask = self.pseudo_label(unlabeled)
+        strong, mix = self.mixed_view(unlabeled)
+        outputs, outputs_s = split(self.network(torch.cat([labeled, strong])), len(labeled))
+        return Losses(
+            self.loss(outputs, target),
+            self.pseudo_loss(outputs_s, mix(label), mix(mask)),
+            **self.described(label, confidence, mask),
+        )
+
+    def pseudo_label(self, unlabeled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pseudo label and confidence of the weak view, and the mask of the voxels that count."""
+        label, confidence = pseudo_label(self.teach(unlabeled), self.label_manager.has_regions)
+        return label, confidence, self.counted(label, confidence)
+
+    def counted(self, label: Tensor, confidence: Tensor) -> Tensor:
+        """True where a pseudo label counts."""
+        return confidence >= self.threshold
+
+    def mixed_view(self, unlabeled: Tensor) -> tuple[Tensor, CutMix]:
+        """A strong view of every patch with boxes from strong views of others, and what mixes their labels alike."""
+        mix = draw_cutmix(unlabeled, self.cutmix_p)
+        return mix(self.strong_view(unlabeled)), mix
+
+    @torch.no_grad()
+    def teach(self, images: Tensor) -> Tensor:
+        """The network's own logits at full resolution."""
+        return finest(self.network(images))
+
+
+class nnUNetTrainerUniMatch(nnUNetTrainerFixMatch):
+    """UniMatch V1, medical variant: (L_x + ¼ L_s1 + ¼ L_s2 + ½ L_fp) / 2.
+
+    Two strong views with boxes of their own, and the weak view with channel dropout on every feature map that the
+    decoder gets; all of them learn the pseudo label of the undisturbed weak view, in one pass.
+    """
+
+    def initialize(self) -> None:
+        """Build what nnU-Net builds, and let features be dropped."""
+        super().initialize()
+        self.dropout = FeatureDropout(unwrap(self.network))
+
+    def losses(self, labeled: Tensor, target: Any, unlabeled: Tensor) -> Losses:
+        """Supervised loss, and the losses of the disturbed views against the pseudo label of the weak one."""
+        label, confidence, mask = self.pseudo_label(unlabeled)
+        (strong_1, mix_1), (strong_2, mix_2) = self.mixed_view(unlabeled), self.mixed_view(unlabeled)
+        images = [labeled, strong_1, strong_2, unlabeled]
+        undisturbed = self.dropout.undisturbed(sum(map(len, images[:3])))
+        with self.dropout.applied(undisturbed, self.dropout.independent(len(unlabeled))):
+            outputs, outputs_s1, outputs_s2, outputs_fp = split_like(self.network(torch.cat(images)), images)
+        unsupervised = (
+            0.25 * self.pseudo_loss(outputs_s1, mix_1(label), mix_1(mask))
+            + 0.25 * self.pseudo_loss(outputs_s2, mix_2(label), mix_2(mask))
+            + 0.5 * self.pseudo_loss(outputs_fp, label, mask)
+        )
+        return Losses(self.loss(outputs, target), unsupervised, **self.described(label, confidence, mask))
+
+
+class nnUNetTrainerUniMatchClassAdaptive(nnUNetTrainerUniMatch):
+    """UniMatch with a threshold for each class, so that rare structures of low confidence take part.
+
+    The surest class has the threshold τ and the others one in proportion to their mean confidence; see
+    `ClassThresholds`. The log tells them after every epoch.
+    """
+
+    def initialize(self) -> None:
+        """Build what UniMatch needs, and the thresholds."""
+        super().initialize()
+        heads, regions = self.label_manager.num_segmentation_heads, self.label_manager.has_regions
+        self.thresholds = ClassThresholds(heads, regions, self.threshold, ddp=self.is_ddp).to(self.device)
+
+    def counted(self, label: Tensor, confidence: Tensor) -> Tensor:
+        """True where a pseudo label reaches the threshold of its class, as of this step."""
+        self.thresholds.update(label, confidence)
+        return self.thresholds(label, confidence)
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        """Log the thresholds too."""
+        super().on_train_epoch_end(train_outputs)
+        self.print_to_log_file("thresholds", " ".join(f"{t:.3f}" for t in self.thresholds.thresholds.tolist()))
+
+    def extra_state(self) -> dict[str, Any]:
+        """The moving averages of the confidence too."""
+        return {**super().extra_state(), "class_thresholds": self.thresholds.state_dict()}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore the moving averages; a checkpoint of another trainer has none, and they start anew."""
+        super().load_extra_state(state)
+        if "class_thresholds" in state:
+            self.thresholds.load_state_dict(state["class_thresholds"])
