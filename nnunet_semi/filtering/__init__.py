@@ -1,0 +1,1 @@
+"""Which unlabeled cases to trust: scores, selection, and a person's look at them."""

@@ -1,0 +1,84 @@
+"""`nnunet_semi select`: from a table of scores to unlabeled_final.json, which training obeys, and a picture of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_semi import __version__, raw
+from nnunet_semi.errors import UserError
+from nnunet_semi.filtering.images import ImageSource
+from nnunet_semi.filtering.parts import provenance_of
+from nnunet_semi.filtering.picture import draw_selection
+from nnunet_semi.filtering.rules import Rules, Selected
+from nnunet_semi.filtering.table import find_table, read_table, require_dataset
+from nnunet_semi.storage import write_json
+from nnunet_semi.unlabeled.selection import SELECTION
+
+
+@dataclass(frozen=True)
+class SelectSummary:
+    """What `select` wrote; as text, a line."""
+
+    path: Path
+    picture: Path
+    table: Path
+    selected: Selected
+
+    def __str__(self) -> str:
+        count, total = len(self.selected.cases), len(self.selected.cases) + len(self.selected.left_out)
+        return f"{self.path}: {count} of {total} unlabeled cases by {self.table}; picture: {self.picture}"
+
+
+def select_unlabeled(
+    dataset: str | int, rules: Rules, table: Path | str | None = None, overwrite: bool = False
+) -> SelectSummary:
+    """Selects the unlabeled cases that all semi-supervised trainings of a dataset use from now on.
+
+    Writes unlabeled_final.json beside nnU-Net's splits_final.json, and unlabeled_final.png: a histogram of the scores,
+    and the worst and best cases with the prediction drawn in. Labeled cases are no rows of a table, and are never
+    left out.
+
+    Args:
+        rules: a case must pass all of them.
+        table: of `nnunet_semi score`; None for the newest one of the dataset.
+        overwrite: replace another selection.
+
+    Raises:
+        EnvironmentNotReady: the dataset or the table is missing.
+        UserError: the table is damaged or of another dataset, no case passes, or there is another selection.
+    """
+    name = raw.dataset_name(dataset)
+    folder = raw.dataset_folder(raw.PREPROCESSED, name)
+    table = find_table(name, table)
+    provenance = provenance_of(table)
+    rows = read_table(table)
+    source = ImageSource.of_table(name, table, provenance)
+    require_dataset(table, rows, provenance, name, source.cases())
+    selected = rules(rows)
+    path = folder / SELECTION
+    content = {
+        "selected": selected.cases,
+        "left_out": selected.left_out,
+        "rules": rules.as_json(),
+        "table": str(table),
+        "scores": provenance,
+        "written_by": f"nnunet_semi select {__version__}",
+    }
+    _refuse_other(path, content, overwrite)
+    picture = path.with_suffix(".png")
+    draw_selection(picture, rows, selected, rules, source)
+    write_json(path, content)  # last: whoever finds it finds all
+    return SelectSummary(path, picture, table, selected)
+
+
+def _refuse_other(path: Path, content: dict[str, Any], overwrite: bool) -> None:
+    if path.is_file() and not overwrite:
+        try:
+            same = json.loads(path.read_text(encoding="utf-8")) == json.loads(json.dumps(content))
+        except ValueError:
+            same = False
+        if not same:
+            raise UserError(f"{path} holds another selection; pass --overwrite to replace it, or delete it")
