@@ -1,0 +1,1 @@
+"""Rounds of self-training: datasets of labeled and pseudo-labeled cases, and the plan that trains on them."""
