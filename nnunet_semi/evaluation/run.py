@@ -85,7 +85,8 @@ def _settings(
 ) -> Settings:
     if challenge is not None:
         if challenge not in CHALLENGES:
-            raise WrongUse(f"got the challenge {challenge!r}; expected one of {', '.join(CHALLENGES)}")
+            hint = "; landmarks are scored by `evaluate_landmarks`" if challenge == "cl-detection2023" else ""
+            raise WrongUse(f"got the challenge {challenge!r}; expected one of {', '.join(CHALLENGES)}{hint}")
         if labels is not None:
             raise WrongUse(
                 f"got labels together with a challenge; {challenge} says itself what is scored, leave -l out"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +73,14 @@ def summarise_mean_of_classes(values: Floats) -> Statistic:
     return Statistic(mean, statistic.sd, statistic.low, statistic.high, statistic.cases)
 
 
+def summarise_pooled(values: Floats) -> Statistic:
+    """Of all values together, whatever class they belong to; the interval is still that of a bootstrap over cases."""
+    known = ~np.isnan(values)
+    low, high = interval(_resampled(np.nan_to_num(values).sum(axis=1)[:, None], known.sum(axis=1)[:, None]))
+    pooled = _statistic(values.ravel(), low[0], high[0])
+    return replace(pooled, cases=int(known.any(axis=1).sum()))
+
+
 def compare(first: Floats, second: Floats) -> list[Difference]:
     """Second minus first, case by case, for each class and at last for the mean over the classes of each case.
 
@@ -109,15 +117,20 @@ def resampled_means(values: Floats) -> Floats:
     Returns:
         Samples × classes; NaN where a sample has no value.
     """
+    return _resampled(np.nan_to_num(values), ~np.isnan(values))
+
+
+def _resampled(sums: Floats, counts: NDArray) -> Floats:
+    """Sums over counts (both cases × classes) of the cases that were drawn."""
     generator = np.random.default_rng(SEED)
-    known, filled = (~np.isnan(values)).astype(float), np.nan_to_num(values)
-    cases, means = len(values), []
+    cases, means = len(sums), []
+    counts = counts.astype(float)
     step = max(1, 1_000_000 // max(1, cases))  # samples at a time: 8 MB of counts
     for start in range(0, RESAMPLES if cases else 0, step):
         drawn = generator.multinomial(cases, np.full(cases, 1 / cases), size=min(step, RESAMPLES - start))
         with np.errstate(invalid="ignore"):
-            means.append(drawn @ filled / (drawn @ known))
-    return np.concatenate(means) if means else np.full((1, values.shape[1]), np.nan)
+            means.append(drawn @ sums / (drawn @ counts))
+    return np.concatenate(means) if means else np.full((1, sums.shape[1]), np.nan)
 
 
 def interval(samples: Floats) -> tuple[Floats, Floats]:

@@ -1,0 +1,154 @@
+"""From raw uncertainties to millimetres and probabilities that hold, learned from validation cases.
+
+The radius is split conformal prediction (Vovk et al. 2005; Lei et al. 2018): if the errors of the cases to come are
+exchangeable with those of the validation cases, error / scale is at most its ⌈(n + 1)·.9⌉-th smallest value there in at
+least 90 % of them, whatever the scale. The probability is a logistic regression on the logit of the peak (Platt 1999).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import expit, logit
+from scipy.stats import chi2
+
+from nnunet_semi.errors import UserError
+from nnunet_semi.landmarks import sidecar
+from nnunet_semi.landmarks.heatmaps import BLOB_LEVEL
+from nnunet_semi.landmarks.uncertainty import Consensus
+
+Floats = NDArray[np.float64]
+
+COVERAGE = 0.9
+ENOUGH_PER_LANDMARK = 20  # values, from which on a landmark has a factor of its own
+ENOUGH_ABSENT = 5  # landmarks that are missing, and as many present, from which on probabilities are learned
+PRESENT = 0.5  # probability from which on a landmark is said to be there
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How raw numbers become honest ones.
+
+    Attributes:
+        factors: (L,) radius of the region / scale.
+        slope: of the logistic curve over the logit of the peak.
+        offset: of the curve.
+        threshold: the probability below which a landmark counts as missing; 0 where the validation cases say nothing
+            about missing landmarks.
+        cases: how many validation cases it rests on; 0 for none.
+    """
+
+    factors: Floats
+    slope: float
+    offset: float
+    threshold: float
+    cases: int = 0
+
+    def radius(self, consensus: Consensus) -> Floats:
+        """(L,) in mm: of the region around each landmark that holds the true one in 90 of 100 cases."""
+        return self.factors * consensus.scale
+
+    def presence(self, consensus: Consensus) -> Floats:
+        """(L,) probability that each landmark is in the image."""
+        return expit(self.slope * _logit(consensus.peak) + self.offset)
+
+
+def uncalibrated(num_landmarks: int, dim: int) -> Calibration:
+    """Without validation cases: Gaussian errors as wide as the peak, and present where stock nnU-Net draws a blob."""
+    factor = math.sqrt(chi2.ppf(COVERAGE, dim))
+    return Calibration(np.full(num_landmarks, factor), 1.0, -float(logit(BLOB_LEVEL)), PRESENT)
+
+
+def calibrate(errors: Floats, scales: Floats, peaks: Floats, present: NDArray[np.bool_], dim: int) -> Calibration:
+    """Learns from validation cases.
+
+    Args:
+        errors: (N, L) in mm, NaN where there is no reference.
+        scales: (N, L) of `Consensus.scale`.
+        peaks: (N, L) of the heatmaps.
+        present: (N, L) whether the reference has the landmark.
+        dim: of the images.
+    """
+    default = uncalibrated(errors.shape[1], dim)
+    ratios = errors / scales
+    pooled = conformal_factor(ratios[~np.isnan(ratios)])
+    factors = []
+    for number, column in enumerate(ratios.T):
+        own = column[~np.isnan(column)]
+        factor = conformal_factor(own) if len(own) >= ENOUGH_PER_LANDMARK else pooled
+        factors.append(default.factors[number] if factor is None else factor)
+    slope, offset, threshold = default.slope, default.offset, 0.0
+    if min(int((~present).sum()), int(present.sum())) >= ENOUGH_ABSENT:
+        slope, offset = _platt(_logit(peaks).ravel(), present.ravel())
+        threshold = PRESENT
+    return Calibration(np.array(factors), slope, offset, threshold, len(errors))
+
+
+def conformal_factor(ratios: Floats) -> float | None:
+    """The ⌈(n + 1)·.9⌉-th smallest of the ratios; None if there are too few for that."""
+    rank = math.ceil((len(ratios) + 1) * COVERAGE)
+    return float(np.sort(ratios)[rank - 1]) if 0 < rank <= len(ratios) else None
+
+
+def _platt(values: Floats, present: NDArray[np.bool_]) -> tuple[float, float]:
+    """Slope and offset of the logistic curve, with Platt's targets: a separable sample does not drive it to 0 and 1."""
+    ups, downs = int(present.sum()), int((~present).sum())
+    target = np.where(present, (ups + 1) / (ups + 2), 1 / (downs + 2))
+
+    def loss(parameters: Floats) -> float:
+        score = parameters[0] * values + parameters[1]
+        return float(np.mean(np.logaddexp(0, score) - target * score))
+
+    found = minimize(loss, np.array([1.0, 0.0]), method="L-BFGS-B", bounds=[(0.0, None), (None, None)]).x
+    return float(found[0]), float(found[1])
+
+
+def _logit(peak: Floats) -> Floats:
+    return logit(np.clip(peak, 1e-4, 1 - 1e-4))
+
+
+def from_validation(
+    folders: Sequence[Path], references: Path, names: Sequence[str], sigma: float
+) -> tuple[Calibration | None, str]:
+    """Learns from what a training's final validation left, and says in a sentence why there is none.
+
+    Every case was predicted by the fold that has not seen it, by one network, so that the spread of an ensemble comes
+    on top of these scales: the regions of ensembles are on the safe side.
+
+    Args:
+        folders: `validation` of every fold.
+        references: landmarksTr.
+        names: of the landmarks.
+        sigma: of the heatmaps, in mm.
+    """
+    rows = []
+    dim = 2
+    for folder in folders:
+        for path in sorted(folder.glob("*.json")):
+            reference_path = references / path.name
+            if path.name == "summary.json" or not reference_path.is_file():
+                continue
+            try:
+                prediction, reference = sidecar.read(path), sidecar.read(reference_path)
+            except UserError as error:
+                return None, str(error)
+            if {"peak", "width"} <= prediction.details.keys() and prediction.names == reference.names == tuple(names):
+                dim = reference.geometry.dim
+                rows.append(_row(prediction, reference, sigma))
+    if not rows:
+        return None, "the folds have no validated landmarks beside which references are at hand"
+    errors, scales, peaks, present = (np.array(column) for column in zip(*rows, strict=True))
+    return calibrate(errors, scales, peaks, present, dim), ""
+
+
+def _row(prediction: sidecar.Landmarks, reference: sidecar.Landmarks, sigma: float) -> tuple[Floats, ...]:
+    peak, width = (np.nan_to_num(prediction.details[name]) for name in ("peak", "width"))
+    one = Consensus(prediction.world, peak, width * sigma, np.zeros(len(peak)))
+    error = np.linalg.norm(prediction.world - reference.world, axis=1)
+    return error, one.scale, peak, ~np.isnan(reference.voxel).any(axis=1)
