@@ -93,7 +93,11 @@ setup(
     python_requires=">=3.10,<3.14",
     packages=packages(),
     package_dir=MAPPED,
-    package_data={"nnunet_semi": ["py.typed"], "nnunet_semi.discovery": ["shim/*.py"]},
+    package_data={
+        "nnunet_semi": ["py.typed"],
+        "nnunet_semi.discovery": ["shim/*.py"],
+        "nnunet_semi.report": ["*.j2"],
+    },
     install_requires=[
         "nnunetv2>=2.8,<2.9",  # trainers override its methods: a new minor version is tried before it is allowed
         "torch",
@@ -106,9 +110,11 @@ setup(
         "scikit-image",
         "tqdm",
         "filelock",
+        "blosc2",
         "nibabel",
         "tifffile",
-        "matplotlib",
+        "matplotlib>=3.10",  # boxplot(orientation=…)
+        "jinja2",
         "pillow",
     ],
     extras_require={"dev": ["pytest", "pytest-timeout", "ruff", "mypy"]},

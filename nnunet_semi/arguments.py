@@ -32,6 +32,17 @@ def above_zero(text: str) -> float:
     return value
 
 
+def probability(text: str) -> float:
+    """An argparse type: a number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected a number from 0 to 1")
+    return value
+
+
 def some_of(names: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
     """An argparse type: some of these names, with commas between them."""
 

@@ -7,7 +7,6 @@ import io
 import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunet_semi import raw
-from nnunet_semi.errors import EnvironmentNotReady, UserError, WrongUse
+from nnunet_semi.errors import UserError, WrongUse
 from nnunet_semi.stock import (
     find_trainer_class,
     load_checkpoint,
@@ -28,36 +27,12 @@ from nnunet_semi.stock import (
     stock_trainer_name,
 )
 from nnunet_semi.storage import atomic_path
+from nnunet_semi.trained_model import NEEDED_FILES, TrainedModel, find_model
 
-NEEDED_FILES = ("plans.json", "dataset.json")
 # as nnUNetv2_export_model_to_zip, without debug.json, which describes the machine of the training
 OPTIONAL_FILES = ("dataset_fingerprint.json",)
 OPTIONAL_FOLD_FILES = ("progress.png", "network_architecture.pdf", "validation/summary.json")
 OPTIONAL_CROSSVALIDATION_FILES = ("summary.json", "postprocessing.pkl", "postprocessing.json")
-
-
-@dataclass(frozen=True)
-class _Model:
-    """A trained model in nnUNet_results: the parts of its path, after which the archive is named as well."""
-
-    results: Path
-    dataset: str
-    trainer: str
-    plans: str
-    configuration: str
-    folds: tuple[int | str, ...]
-    checkpoint: str
-
-    def path_as(self, trainer: str) -> Path:
-        """Where nnU-Net would put this model, had it been trained with `trainer`; relative to nnUNet_results."""
-        return Path(self.dataset, f"{trainer}__{self.plans}__{self.configuration}")
-
-    @property
-    def folder(self) -> Path:
-        return self.results / self.path_as(self.trainer)
-
-    def checkpoint_file(self, fold: int | str) -> Path:
-        return self.folder / f"fold_{fold}" / self.checkpoint
 
 
 def export(
@@ -91,7 +66,7 @@ def export(
             the network, or both models do not predict the same.
     """
     output = _free_output(Path(output), overwrite)
-    model = _find_model(dataset, configuration, trainer, plans, folds, checkpoint)
+    model = find_model(dataset, configuration, trainer, plans, folds, checkpoint)
     scratch = tempfile.TemporaryDirectory(prefix=".nnunet_semi_export_", dir=output.parent)
     silence = contextlib.redirect_stdout(io.StringIO())  # nnU-Net prints while it searches and loads
     with silence, scratch as folder, atomic_path(output) as archive:
@@ -120,39 +95,10 @@ def _free_output(output: Path, overwrite: bool) -> Path:
     return output
 
 
-def _find_model(
-    dataset: str | int, configuration: str, trainer: str, plans: str, folds: Sequence[int | str], checkpoint: str
-) -> _Model:
-    """The model, with every file that the export needs in place."""
-    results, dataset = raw.nnunet_folder("nnUNet_results"), raw.dataset_name(dataset)
-    for name in (dataset, configuration, trainer, plans, checkpoint):
-        if Path(name).name != name:
-            raise WrongUse(f"got {name!r}; expected a plain name without folders")
-    numbers = tuple(dict.fromkeys(_fold(fold) for fold in folds))
-    if not numbers:
-        raise WrongUse("got no fold; expected one or more, such as -f 0")
-    model = _Model(results, dataset, trainer, plans, configuration, numbers, checkpoint)
-    if not model.folder.is_dir():
-        trained = sorted(path.name for path in model.folder.parent.glob("*__*__*"))
-        there = f"there is {raw.name_some(trained, 5)}" if trained else "nothing is trained on this dataset"
-        raise EnvironmentNotReady(f"{model.folder} does not exist ({there}); choose with -c, -tr and -p, or train it")
-    needed = [model.folder / name for name in NEEDED_FILES] + [model.checkpoint_file(fold) for fold in numbers]
-    for file in needed:
-        if not file.is_file():
-            raise EnvironmentNotReady(f"{file} does not exist; finish the training, or choose with -f and -chk")
-    return model
-
-
-def _fold(fold: int | str) -> int | str:
-    if fold == "all" or str(fold).isdecimal():
-        return fold if fold == "all" else int(fold)
-    raise WrongUse(f"got fold {fold!r}; expected a number from 0, or all")
-
-
 # --- the archive ---
 
 
-def _write_archive(archive: Path, model: _Model, stock_trainer: str, network: nn.Module, scratch: Path) -> None:
+def _write_archive(archive: Path, model: TrainedModel, stock_trainer: str, network: nn.Module, scratch: Path) -> None:
     """Writes the zip file; the names in it are made of what the user asked for, never of what a checkpoint says."""
     root = model.path_as(stock_trainer).as_posix()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as content:
@@ -164,7 +110,7 @@ def _write_archive(archive: Path, model: _Model, stock_trainer: str, network: nn
             content.write(model.folder / name, f"{root}/{name}")
 
 
-def _other_files(model: _Model) -> Iterator[str]:
+def _other_files(model: TrainedModel) -> Iterator[str]:
     """What is copied as it is, relative to the folder of the model."""
     yield from NEEDED_FILES
     crossvalidation = "crossval_results_folds_" + "_".join(map(str, model.folds))
@@ -179,7 +125,7 @@ def _other_files(model: _Model) -> Iterator[str]:
 # --- the check ---
 
 
-def _check_same_prediction(network: nn.Module, model: _Model, installed: Path) -> None:
+def _check_same_prediction(network: nn.Module, model: TrainedModel, installed: Path) -> None:
     """Compares the logits of the unpacked archive, loaded by stock nnU-Net, with those of the original checkpoints.
 
     Args:
@@ -204,7 +150,7 @@ def _check_same_prediction(network: nn.Module, model: _Model, installed: Path) -
             )
 
 
-def _build_network(trainer_class: type[nnUNetTrainer], model: _Model, configuration: str) -> nn.Module:
+def _build_network(trainer_class: type[nnUNetTrainer], model: TrainedModel, configuration: str) -> nn.Module:
     plans_manager = PlansManager(raw.load_json(model.folder / "plans.json"))
     dataset_json = raw.load_json(model.folder / "dataset.json")
     if configuration not in plans_manager.available_configurations:

@@ -12,9 +12,61 @@ TRAINERS: dict[str, tuple[str, str]] = {
         "nnunet_semi.trainers.nnUNetTrainerCPS",
         "CPS as published by Chen et al. 2021, without the changes for medical images",
     ),
+    "nnUNetTrainerCPSUIF": (
+        "nnunet_semi.trainers.nnUNetTrainerCPSUIF",
+        "CPS on the unlabeled cases on which its two networks agree most, more of them as training goes on",
+    ),
     "nnUNetTrainerCPSCutMix": (
         "nnunet_semi.trainers.nnUNetTrainerCPS",
         "CPS on unlabeled patches that are mixed from pairs (CutMix)",
+    ),
+    "nnUNetTrainerUniMatch": (
+        "nnunet_semi.trainers.nnUNetTrainerUniMatch",
+        "UniMatch: sure pseudo labels of the weak view, learned on two strong views and with dropped features",
+    ),
+    "nnUNetTrainerUniMatchClassAdaptive": (
+        "nnunet_semi.trainers.nnUNetTrainerUniMatch",
+        "UniMatch with a confidence threshold for each class, for rare structures",
+    ),
+    "nnUNetTrainerUniMatchV2": (
+        "nnunet_semi.trainers.nnUNetTrainerUniMatchV2",
+        "UniMatch V2: a teacher's pseudo labels, two strong views with complementary dropout",
+    ),
+    "nnUNetTrainerFixMatch": (
+        "nnunet_semi.trainers.nnUNetTrainerUniMatch",
+        "sure pseudo labels of the weak view, learned on one strong view; works with any network",
+    ),
+    "nnUNetTrainerMeanTeacher": (
+        "nnunet_semi.trainers.nnUNetTrainerMeanTeacher",
+        "Mean Teacher: agree with the moving average of the own weights",
+    ),
+    "nnUNetTrainerUAMT": (
+        "nnunet_semi.trainers.nnUNetTrainerMeanTeacher",
+        "Mean Teacher where the teacher is sure (uncertainty-aware, UA-MT)",
+    ),
+    "nnUNetTrainerBCP": (
+        "nnunet_semi.trainers.nnUNetTrainerBCP",
+        "bidirectional copy-paste between labeled and unlabeled patches",
+    ),
+    "nnUNetTrainerHeatmap": (
+        "nnunet_semi.trainers.nnUNetTrainerHeatmap",
+        "landmarks: one heatmap each, from exact points, in millimetres",
+    ),
+    "nnUNetTrainerHeatmapL1": (
+        "nnunet_semi.trainers.nnUNetTrainerHeatmap",
+        "landmarks with the mean absolute error of the heatmaps as loss",
+    ),
+    "nnUNetTrainerHeatmapFocal": (
+        "nnunet_semi.trainers.nnUNetTrainerHeatmap",
+        "landmarks with the focal loss of the published baseline of CL-Detection 2023",
+    ),
+    "nnUNetTrainerHeatmapMeanTeacher": (
+        "nnunet_semi.trainers.nnUNetTrainerHeatmapMeanTeacher",
+        "landmarks with few labels: a teacher marks the unlabeled images, and counts by how sure it is",
+    ),
+    "nnUNetTrainerKeepCheckpoints": (
+        "nnunet_semi.trainers.nnUNetTrainerKeepCheckpoints",
+        "supervised training that keeps checkpoints of mid-training, by which unlabeled cases are scored",
     ),
 }
 

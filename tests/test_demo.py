@@ -24,7 +24,7 @@ from nnunet_semi.demo.progress import TrainingProgress
 from nnunet_semi.demo.steps import Step, all_steps
 from nnunet_semi.errors import EnvironmentNotReady, UserError, WrongUse
 
-SMALL = Settings(seed=1, epochs=1, iterations=2, batch_size=2, width=4, labeled=3, unlabeled=4, test=2)
+SMALL = Settings(seed=1, epochs=1, iterations=2, width=4, labeled=3, unlabeled=4, test=2)
 COUNTS = {"Tr": 2, "Un": 5, "Ts": 3}
 
 
@@ -169,13 +169,13 @@ def test_both_trainers_get_the_same_configuration_length_and_seed(tmp_path: Path
     place = DemoFolder(tmp_path, SMALL, {})
     shown = [step.shown for step in all_steps(place, "cpu", print) if "nnUNetv2_train" in step.shown]
     endings = {line.replace(trainer + "_1", "_1") for line, trainer in zip(shown, TRAINERS, strict=True)}
-    assert endings == {"$ nnUNetv2_train 990 2d_w4_b2 all -tr _1epochs_2iters_seed1 -device cpu"}
+    assert endings == {"$ nnUNetv2_train 990 2d_w4 all -tr _1epochs_2iters_seed1 -device cpu"}
 
 
 def test_a_training_with_a_checkpoint_is_continued(tmp_path: Path) -> None:
     place = DemoFolder(tmp_path, SMALL, {})
     trainer = trainer_names(SMALL)["nnUNetTrainerCPS"]
-    results = tmp_path / "nnUNet_results" / NAME / f"{trainer}__nnUNetPlans__2d_w4_b2" / "fold_all"
+    results = tmp_path / "nnUNet_results" / NAME / f"{trainer}__nnUNetPlans__2d_w4" / "fold_all"
     results.mkdir(parents=True)
     (results / "checkpoint_best.pth").touch()
     shown = {step.name: step.shown for step in all_steps(place, "cpu", print)}

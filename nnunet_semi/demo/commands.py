@@ -43,6 +43,7 @@ def run_command(
     log: Path,
     watch: Callable[[str], None] = lambda text: None,
     folder: Path | None = None,
+    guard: Callable[[Sequence[str]], list[str]] = list,
 ) -> None:
     """Runs a console script with its output appended to a file.
 
@@ -52,6 +53,7 @@ def run_command(
         log: the file.
         watch: is called some times a second with the output since the last call, which may be empty.
         folder: in which it works; that of this process if not given.
+        guard: turns the command into what is started in its place.
 
     Raises:
         EnvironmentNotReady: there is no such command.
@@ -63,7 +65,7 @@ def run_command(
         output.flush()
         start = output.tell()
         child = subprocess.Popen(
-            [executable, *command[1:]],
+            guard([executable, *command[1:]]),
             env=dict(variables),
             stdin=subprocess.DEVNULL,
             stdout=output,

@@ -1,8 +1,9 @@
 """A made dataset that looks like images: an organ with a wall and a cavity, lookalikes, shading, speckle and noise.
 
 What makes it hard is what makes real images hard: from case to case the wall goes from much darker than the tissue
-around it to hardly darker, the cavity from bright to barely brighter than its wall, and the lookalikes are as bright
-as a cavity or as dark as a wall. Four labeled cases show a few of these appearances, unlabeled ones many more.
+around it to hardly darker, the cavity from bright to barely brighter than its wall, the tissue from fine and even to
+coarse and blotchy, and the many lookalikes are as bright as a cavity or as dark as a wall. Four labeled
+cases show a few of these appearances, unlabeled ones many more.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ def _write(path: Path, pixels: np.ndarray) -> None:
 
 def draw_case(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """One image and its label, both (64, 64) uint8; the image lies within 1 to 255, the label holds all of LABELS."""
-    wall = random.uniform(-0.5, 0.0)  # brightness against the tissue, whose own is about 0 ± .12
-    cavity = wall + random.uniform(0.3, 0.9)
+    wall = random.uniform(-0.45, 0.0)  # brightness against the tissue, whose own is 0 ± .1 to .2
+    cavity = wall + random.uniform(0.25, 0.8)
     centre = random.uniform(0.3, 0.7, 2) * SIZE
     radius = random.uniform(0.17, 0.27) * SIZE
     outer = _distance(random, centre, radius, random.uniform(1.0, 1.4), 0.12)
@@ -64,7 +65,8 @@ def draw_case(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         0.12,
     )
     organ, hole = outer < 1, (inner < 1) & (outer < 0.9)
-    image = 0.12 * _texture(random, 5) + 0.06 * _texture(random, 2)
+    grain, strength = random.uniform(3, 6), random.uniform(0.08, 0.2)
+    image = strength * (_texture(random, grain) + 0.5 * _texture(random, grain / 2))
     _add_lookalikes(random, image, ndimage.binary_dilation(organ, iterations=2), wall, cavity)
     image[organ] = wall + 0.5 * image[organ]
     image[hole] = cavity + 0.1 * _texture(random, 2)[hole]
@@ -100,7 +102,7 @@ def _add_lookalikes(
     random: np.random.Generator, image: np.ndarray, kept_free: np.ndarray, wall: float, cavity: float
 ) -> None:
     """Adds blobs as bright as the cavity but without a wall, as dark as the wall but without a cavity, and others."""
-    for _ in range(random.integers(2, 4)):
+    for _ in range(random.integers(4, 8)):
         distance = _distance(
             random, random.uniform(0, 1, 2) * SIZE, random.uniform(0.06, 0.16) * SIZE, random.uniform(1, 2.2), 0.2
         )

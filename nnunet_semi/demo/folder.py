@@ -25,7 +25,6 @@ class Settings:
     Attributes:
         seed: of the images and of both trainings.
         epochs, iterations: length of both trainings; iterations are those of one epoch.
-        batch_size: labeled images per iteration, and as many unlabeled ones for CPS.
         width: channels of the network's first stage.
         labeled, unlabeled, test: numbers of cases.
     """
@@ -33,7 +32,6 @@ class Settings:
     seed: int
     epochs: int
     iterations: int
-    batch_size: int
     width: int
     labeled: int
     unlabeled: int

@@ -52,9 +52,8 @@ def demo(
     overwrite: bool = False,
     report: Report = show,
     *,
-    epochs: int = 10,
-    iterations: int = 40,
-    batch_size: int = 8,
+    epochs: int = 12,
+    iterations: int = 100,
     width: int = 8,
     labeled: int = 4,
     unlabeled: int = 60,
@@ -72,7 +71,7 @@ def demo(
         seed: of the images and of both trainings.
         overwrite: begin anew in a folder that holds a demo.
         report: takes what a user should see, a line or a few at a time.
-        epochs, iterations, batch_size, width: length of both trainings, images per iteration, width of the network.
+        epochs, iterations, width: length of both trainings, width of the network.
         labeled, unlabeled, test: numbers of cases.
 
     Raises:
@@ -80,7 +79,7 @@ def demo(
         EnvironmentNotReady: a command of nnU-Net is not installed.
         UserError: a command failed; the sentence names its log file.
     """
-    settings = Settings(seed, epochs, iterations, batch_size, width, labeled, unlabeled, test)
+    settings = Settings(seed, epochs, iterations, width, labeled, unlabeled, test)
     _check(settings, device)
     place = open_folder(None if folder is None else Path(folder), settings, overwrite)
     report(f"demo in {place.path}{', continued' if place.continued else ''}")

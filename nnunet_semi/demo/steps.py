@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from nnunet_semi.demo.comparison import trainer_names
 from nnunet_semi.demo.dataset import NAME, write_dataset
 from nnunet_semi.demo.folder import PREDICTIONS, DemoFolder
 from nnunet_semi.demo.progress import TrainingProgress
-from nnunet_semi.storage import write_json
 
 ID = 990
 
@@ -40,7 +38,6 @@ def all_steps(place: DemoFolder, device: str, report: Callable[[str], None]) -> 
         _dataset(place),
         _command(place, "plan", f"nnUNetv2_plan_and_preprocess -d {ID} -c 2d -npfp 1 -np 1 --verify_dataset_integrity"),
         _command(place, "narrow", f"nnunet_semi narrow -d {ID} -c 2d --width {width}"),
-        _batch_size(place),
         _command(place, "preprocess", f"nnunet_semi preprocess -d {ID} -c {configuration(place)} -np 1"),
         *(_training(place, trainer, device, report) for trainer in names),
         *(_prediction(place, trainer, device) for trainer in names),
@@ -49,7 +46,7 @@ def all_steps(place: DemoFolder, device: str, report: Callable[[str], None]) -> 
 
 def configuration(place: DemoFolder) -> str:
     """The configuration that both trainers use."""
-    return f"2d_w{place.settings.width}_b{place.settings.batch_size}"
+    return f"2d_w{place.settings.width}"
 
 
 def _command(place: DemoFolder, name: str, command: str, watch: Callable[[str], None] = lambda text: None) -> Step:
@@ -65,20 +62,6 @@ def _dataset(place: DemoFolder) -> Step:
     counts = {"Tr": settings.labeled, "Un": settings.unlabeled, "Ts": settings.test}
     shown = f"{counts['Tr']} labeled, {counts['Un']} unlabeled and {counts['Ts']} test images: nnUNet_raw/{NAME}"
     return Step("dataset", shown, lambda: write_dataset(raw, settings.seed, counts))
-
-
-def _batch_size(place: DemoFolder) -> Step:
-    """nnU-Net lets a batch hold 5 % of the cases at most, which for few labeled cases means its minimum, 2."""
-    name, narrow = configuration(place), f"2d_w{place.settings.width}"
-    batch_size = place.settings.batch_size
-
-    def add() -> None:
-        file = place.path / "nnUNet_preprocessed" / NAME / "nnUNetPlans.json"
-        plans = json.loads(file.read_text(encoding="utf-8"))
-        plans["configurations"][name] = {"inherits_from": narrow, "batch_size": batch_size}
-        write_json(file, plans)
-
-    return Step("batch", f"nnUNetPlans.json gets {name}: as {narrow}, with {batch_size} images per batch", add)
 
 
 def _training(place: DemoFolder, trainer: str, device: str, report: Callable[[str], None]) -> Step:

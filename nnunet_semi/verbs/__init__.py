@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from nnunet_semi.verbs import datasets, environment, models, predictions
+from nnunet_semi.verbs import datasets, environment, filtering, models, predictions, selftraining
 from nnunet_semi.verbs.verb import Verb
 
-VERBS: dict[str, Verb] = {**environment.VERBS, **datasets.VERBS, **models.VERBS, **predictions.VERBS}
+VERBS: dict[str, Verb] = {
+    **environment.VERBS,
+    **datasets.VERBS,
+    **filtering.VERBS,
+    **selftraining.VERBS,
+    **models.VERBS,
+    **predictions.VERBS,
+}

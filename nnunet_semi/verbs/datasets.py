@@ -56,6 +56,28 @@ def _narrow(args: Namespace) -> int:
     return 0
 
 
+def _whole_image_arguments(parser: ArgumentParser) -> None:
+    add_dataset(parser)
+    parser.add_argument("-c", dest="configuration", metavar="CONFIG", required=True, help="the one to inherit from")
+    parser.add_argument(
+        "--longest", metavar="N", type=at_least(32), help="voxels along the longest side; default: what memory allows"
+    )
+    add_plans(parser)
+    parser.add_argument("--name", help="name of the new one; default: CONFIG_whole or CONFIG_wholeN")
+
+
+def _whole_image(args: Namespace) -> int:
+    from nnunet_semi.whole_image import add_whole_image_configuration
+
+    made = add_whole_image_configuration(args.dataset, args.configuration, args.longest, args.plans, args.name)
+    print(made.name)
+    if not args.quiet:
+        spacing = " x ".join(f"{s:.3g}" for s in made.spacing)
+        print(f"patches of {made.patch_size} voxels of {spacing} mm hold the largest image", file=sys.stderr)
+        print(f"next: nnUNetv2_preprocess -d {args.dataset} -c {made.name} -plans_name {args.plans}", file=sys.stderr)
+    return 0
+
+
 VERBS = {
     "convert": Verb(
         "Makes a dataset in nnUNet_raw from the files of a challenge, or from a folder of images and masks.",
@@ -80,5 +102,11 @@ VERBS = {
         "nnunet_semi narrow -d 7 -c 2d --width 8",
         _narrow_arguments,
         _narrow,
+    ),
+    "whole_image": Verb(
+        "Adds a configuration whose patch holds the whole image to the plans, for landmarks.",
+        "nnunet_semi whole_image -d 7 -c 2d --longest 512",
+        _whole_image_arguments,
+        _whole_image,
     ),
 }

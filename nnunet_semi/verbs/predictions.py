@@ -40,6 +40,24 @@ def _ensemble(args: Namespace) -> int:
     return 0
 
 
+def _report_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "results",
+        metavar="RESULT_FOLDER",
+        nargs="+",
+        type=Path,
+        help="fold folder of nnUNet_results, a trainer's folder with folds, or an output of evaluate -o",
+    )
+    add_output(parser, "FILE.html", "the file to write", required=True)
+
+
+def _report(args: Namespace) -> int:
+    from nnunet_semi.report.page import report
+
+    print(report(args.results, args.output, overwrite=args.overwrite))
+    return 0
+
+
 VERBS = {
     "evaluate": Verb(
         "Prints how well predictions match references, per class, with a confidence interval; -o writes summary.json.",
@@ -52,5 +70,11 @@ VERBS = {
         "nnunet_semi ensemble predictions_1 predictions_2 predictions_3 -o voted",
         _ensemble_arguments,
         _ensemble,
+    ),
+    "report": Verb(
+        "Makes one HTML file about results: what was trained on what, curves, scores, and pictures of cases.",
+        "nnunet_semi report nnUNet_results/Dataset007_Heart/nnUNetTrainerCPS__nnUNetPlans__2d/fold_0 -o report.html",
+        _report_arguments,
+        _report,
     ),
 }
