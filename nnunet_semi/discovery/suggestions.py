@@ -23,10 +23,8 @@ def nnunet_trainer_names() -> list[str]:
 
 
 def nearest_names(name: str, count: int = 3) -> list[str]:
-    """At most `count` known trainer names that look like `name`, this project's first; upper and lower case count."""
-    ours = difflib.get_close_matches(name, TRAINERS, count, cutoff=0.75)
-    theirs = difflib.get_close_matches(name, nnunet_trainer_names(), count, cutoff=0.75)
-    return list(dict.fromkeys(ours + theirs))[:count]
+    """At most `count` known trainer names that look like `name`, the nearest first; upper and lower case count."""
+    return difflib.get_close_matches(name, [*TRAINERS, *nnunet_trainer_names()], count, cutoff=0.75)
 
 
 def explain_unknown(name: str) -> str:

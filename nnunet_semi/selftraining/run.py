@@ -16,9 +16,10 @@ from filelock import FileLock, Timeout
 from nnunet_semi import raw
 from nnunet_semi.demo.commands import run_command
 from nnunet_semi.demo.progress import TrainingProgress
-from nnunet_semi.errors import EnvironmentNotReady, UserError, WrongUse
-from nnunet_semi.selftraining.branch import HIGHEST, SPLITS, folds_of, refuse_taken, reserve
-from nnunet_semi.selftraining.folder import STATE, RunFolder
+from nnunet_semi.errors import UserError
+from nnunet_semi.selftraining.branch import refuse_taken, reserve
+from nnunet_semi.selftraining.checks import LOCK, check, choose_numbers, run_folder
+from nnunet_semi.selftraining.folder import RunFolder
 from nnunet_semi.selftraining.guard import guarded
 from nnunet_semi.selftraining.plan import Model, Step, all_steps, models, round_dataset
 from nnunet_semi.selftraining.results import (
@@ -36,7 +37,6 @@ from nnunet_semi.storage import atomic_path
 from nnunet_semi.unlabeled.selection import SELECTION
 
 Report = Callable[[str], None]
-LOCK = "selftrain.lock"
 
 
 @dataclass(frozen=True)
@@ -143,8 +143,8 @@ def selftrain(
         stop_early,
         skip_bad,
     )
-    splits = _check(settings, content, dataset_json)
-    path = _folder(settings, folder)
+    splits = check(settings, content, dataset_json)
+    path = run_folder(settings, folder)
     run = RunFolder.load(path, settings, number) or _new(path, settings, number, splits)
     device = device or _choose_device(report)
     steps = all_steps(run, device)
@@ -165,58 +165,9 @@ def selftrain(
         raise UserError(f"another self-training is at work in {path}; wait for it, or choose another folder") from None
 
 
-def _check(settings: Settings, plans: dict[str, Any], dataset_json: dict[str, Any]) -> int:
-    """Refuses what cannot work, before anything is done; gives the number of folds of the original."""
-    if settings.rounds < 1:
-        raise WrongUse(f"got {settings.rounds} rounds; expected 1 or more")
-    if settings.stop_early and settings.fold == "all":
-        raise WrongUse("got --stop-early with -f all, which has no validation cases of its own; leave one of them out")
-    if raw.resolve_configuration(plans, settings.configuration).get("previous_stage") is not None:
-        raise WrongUse(
-            f"the configuration {settings.configuration} refines predictions of another one, which each round would "
-            "have to train too; choose that one, or one without a stage before it"
-        )
-    folder = raw.dataset_folder(raw.RAW, settings.dataset)
-    raw.unlabeled_cases(folder, dataset_json)
-    raw.nnunet_folder("nnUNet_results")
-    labeled = sorted(raw.labeled_cases(folder, dataset_json))
-    splits = len(folds_of(raw.nnunet_folder(raw.PREPROCESSED) / settings.dataset / SPLITS, labeled))
-    if settings.fold != "all" and int(settings.fold) >= splits:
-        raise WrongUse(
-            f"got fold {settings.fold}; expected one of the {splits} folds of {settings.dataset}, from 0, or all"
-        )
-    return splits
-
-
-def _folder(settings: Settings, chosen: str | os.PathLike[str] | None) -> Path:
-    if chosen is None:
-        name = f"selftraining_{settings.configuration}_fold_{settings.fold}"
-        return raw.nnunet_folder("nnUNet_results") / settings.dataset / name
-    path = Path(chosen).expanduser().resolve()
-    if path.exists() and not path.is_dir():
-        raise WrongUse(f"-o {path} is a file; expected a folder, new, empty or of a self-training")
-    if path.is_dir() and not (path / STATE).is_file() and any(entry.name != LOCK for entry in path.iterdir()):
-        raise WrongUse(f"-o {path} is not empty and holds no self-training; choose a new or an empty folder")
-    return path
-
-
 def _new(path: Path, settings: Settings, number: int | None, splits: int) -> RunFolder:
     fold = splits if settings.fold == "all" else int(settings.fold)  # a branch's last fold is that of all cases
-    return RunFolder(path, settings, _choose_numbers(settings, number), fold)
-
-
-def _choose_numbers(settings: Settings, number: int | None) -> list[int]:
-    """Ids for the datasets of the rounds, one after the other."""
-    from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
-
-    first = raw.dataset_id(settings.dataset) + 1 if number is None else number
-    if number is not None:
-        return list(range(number, number + settings.rounds))
-    for start in [*range(first, HIGHEST + 1), *range(1, first)]:
-        numbers = range(start, start + settings.rounds)
-        if numbers[-1] <= HIGHEST and not any(len(find_candidate_datasets(each)) for each in numbers):
-            return list(numbers)
-    raise EnvironmentNotReady(f"no {settings.rounds} dataset ids in a row are free up to {HIGHEST}; delete a dataset")
+    return RunFolder(path, settings, choose_numbers(settings, number), fold)
 
 
 def _choose_device(report: Report) -> str:

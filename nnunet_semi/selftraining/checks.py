@@ -1,0 +1,64 @@
+"""What is settled before a self-training begins: that it can work, its folder, and the ids of its datasets."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from nnunet_semi import raw
+from nnunet_semi.errors import EnvironmentNotReady, WrongUse
+from nnunet_semi.selftraining.branch import HIGHEST, SPLITS, folds_of
+from nnunet_semi.selftraining.folder import STATE
+from nnunet_semi.selftraining.settings import Settings
+
+LOCK = "selftrain.lock"
+
+
+def check(settings: Settings, plans: dict[str, Any], dataset_json: dict[str, Any]) -> int:
+    """Refuses what cannot work, before anything is done; gives the number of folds of the original."""
+    if settings.rounds < 1:
+        raise WrongUse(f"got {settings.rounds} rounds; expected 1 or more")
+    if settings.stop_early and settings.fold == "all":
+        raise WrongUse("got --stop-early with -f all, which has no validation cases of its own; leave one of them out")
+    if raw.resolve_configuration(plans, settings.configuration).get("previous_stage") is not None:
+        raise WrongUse(
+            f"the configuration {settings.configuration} refines predictions of another one, which each round would "
+            "have to train too; choose that one, or one without a stage before it"
+        )
+    folder = raw.dataset_folder(raw.RAW, settings.dataset)
+    raw.unlabeled_cases(folder, dataset_json)
+    raw.nnunet_folder("nnUNet_results")
+    labeled = sorted(raw.labeled_cases(folder, dataset_json))
+    splits = len(folds_of(raw.nnunet_folder(raw.PREPROCESSED) / settings.dataset / SPLITS, labeled))
+    if settings.fold != "all" and int(settings.fold) >= splits:
+        raise WrongUse(
+            f"got fold {settings.fold}; expected one of the {splits} folds of {settings.dataset}, from 0, or all"
+        )
+    return splits
+
+
+def run_folder(settings: Settings, chosen: str | os.PathLike[str] | None) -> Path:
+    if chosen is None:
+        name = f"selftraining_{settings.configuration}_fold_{settings.fold}"
+        return raw.nnunet_folder("nnUNet_results") / settings.dataset / name
+    path = Path(chosen).expanduser().resolve()
+    if path.exists() and not path.is_dir():
+        raise WrongUse(f"-o {path} is a file; expected a folder, new, empty or of a self-training")
+    if path.is_dir() and not (path / STATE).is_file() and any(entry.name != LOCK for entry in path.iterdir()):
+        raise WrongUse(f"-o {path} is not empty and holds no self-training; choose a new or an empty folder")
+    return path
+
+
+def choose_numbers(settings: Settings, number: int | None) -> list[int]:
+    """Ids for the datasets of the rounds, one after the other."""
+    from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
+
+    first = raw.dataset_id(settings.dataset) + 1 if number is None else number
+    if number is not None:
+        return list(range(number, number + settings.rounds))
+    for start in [*range(first, HIGHEST + 1), *range(1, first)]:
+        numbers = range(start, start + settings.rounds)
+        if numbers[-1] <= HIGHEST and not any(len(find_candidate_datasets(each)) for each in numbers):
+            return list(numbers)
+    raise EnvironmentNotReady(f"no {settings.rounds} dataset ids in a row are free up to {HIGHEST}; delete a dataset")
