@@ -101,9 +101,10 @@ def plan(source: Path | str, crop_body: bool = False) -> Plan:
         work = Volume(stem + ENDINGS[0], crop_body)
         result.add(LABELED, case_name(stem), [image], work, label, geometry=image)
     folders = [folder for pattern in scheme.unlabeled for folder in files.find_all(pattern)]
-    _add_images(result, files, UNLABELED, folders, crop_body, taken={case_name(stem) for stem in images})
+    taken = {case_name(stem) for stem in images}
+    _add_images(result, files, UNLABELED, folders, crop_body, taken)
     test = files.find(*scheme.test)
-    _add_images(result, files, TEST, [test] if test else [], crop_body)
+    _add_images(result, files, TEST, [test] if test else [], crop_body, taken)
     return result.finish()
 
 
@@ -113,16 +114,19 @@ def _add_images(
     role: str,
     folders: Sequence[Path],
     crop_body: bool,
-    taken: Collection[str] = (),
+    taken: Collection[str],
 ) -> None:
-    """Adds images without labels; where one has the name of a labeled case, all of them get a prefix."""
+    """Adds images without labels; where one has the name of a labeled case, all of them get a prefix, U_ or T_.
+
+    Otherwise `restore` could not tell which of the two a prediction is for.
+    """
     found = [
         item
         for folder in folders
         for inner in [folder / "images" if (folder / "images").is_dir() else folder]
         for item in sorted(_without_channel(files.files(inner, ENDINGS)).items())
     ]
-    prefix = "U_" if any(case_name(stem) in taken for stem, _ in found) else ""
+    prefix = f"{role[0]}_" if any(case_name(stem) in taken for stem, _ in found) else ""
     for stem, image in found:
         result.add(role, case_name(stem, prefix), [image], Volume(stem + ENDINGS[0], crop_body), geometry=image)
 

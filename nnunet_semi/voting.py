@@ -60,12 +60,14 @@ def ensemble(
         The output folder.
 
     Raises:
-        WrongUse: fewer than two predictions, or the output is one of them.
+        WrongUse: fewer than two predictions, one of them twice, or the output is one of them.
         UserError: cases are missing, unreadable, or not on one grid; or output files exist.
     """
     folders, output = [Path(folder) for folder in predictions], Path(output)
     if len(folders) < 2:
         raise WrongUse(f"got {len(folders)} predictions; expected two or more folders to vote")
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise WrongUse(f"got {', '.join(map(str, folders))}, one of them twice; expected each once")
     if any(folder.resolve() == output.resolve() for folder in folders):
         raise WrongUse(f"got the output {output}, which is one of the predictions; choose another -o")
     for folder in folders:

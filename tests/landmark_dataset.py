@@ -11,8 +11,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunet_semi.dataset_conversion.landmarks import draw_balls
-from nnunet_semi.landmarks.geometry import Geometry
-from nnunet_semi.landmarks.sidecar import Landmarks, write
+from nnunet_semi.geometry import Geometry
+from nnunet_semi.landmark_files import Landmarks, write
 
 SHAPES = {2: (56, 48), 3: (20, 28, 24)}
 SPACING = {2: (0.7, 0.6), 3: (1.1, 0.8, 0.9)}  # in mm, array order

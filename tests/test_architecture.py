@@ -18,8 +18,6 @@ FOLDERS["dataset_conversion"] = "nnunet_semi.dataset_conversion"
 # the other rooms. What is named in no floor is a single file of the core, below all rooms.
 ROOMS = {"unlabeled", "perturbation", "consistency", "landmarks", "evaluation", "report"}
 MIDDLE = {"trainers", "dataset_conversion", "filtering"}
-# Of the room of landmarks, the form of their files is read in all rooms.
-SHARED = {"nnunet_semi.landmarks", "nnunet_semi.landmarks.sidecar", "nnunet_semi.landmarks.geometry"}
 TOP = {"selftraining", "cli", "verbs", "__main__", "demo"}
 
 
@@ -58,8 +56,6 @@ def room(module: str) -> str:
 
 def floor(module: str) -> int:
     """0 for single files of the core, 1 for the rooms of the ground floor, 2 above, 3 on top."""
-    if module in SHARED:
-        return 0
     for number, rooms in ((1, ROOMS), (2, MIDDLE), (3, TOP)):
         if room(module) in rooms:
             return number

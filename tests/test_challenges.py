@@ -119,7 +119,9 @@ def test_an_empty_lip_of_fugc_has_a_dice_and_no_distance(tmp_path):
     labels = lips(np.random.default_rng(1))
     write_png(tmp_path / "reference", "a", labels)
     write_png(tmp_path / "prediction", "a", labels * (labels == 1))
-    metrics = evaluate(tmp_path / "reference", tmp_path / "prediction", challenge="fugc2025").cases[0].metrics
+    found = evaluate(tmp_path / "reference", tmp_path / "prediction", challenge="fugc2025")
+    metrics = found.cases[0].metrics
+    assert found.notes[0].startswith("1 values of HD are not defined, because a class is empty in one of the two files")
     assert metrics[1]["Dice"] == 1 and 0 < metrics[2]["Dice"] < 1e-6
     assert math.isnan(metrics[2]["HD"]) and metrics[1]["HD"] == 0 and metrics[1, 2]["HD"] > 0
 
@@ -242,6 +244,13 @@ def test_a_tube_of_a_single_slice_is_not_defined_as_in_the_official_script(tmp_p
     scores, found = flare_scores(tmp_path, reference, reference)
     assert all(math.isnan(value) for value in scores[5])
     assert found.challenge["DSC"] == 1
+
+
+def test_flare_refuses_pictures_by_name(tmp_path):
+    for folder in ("reference", "prediction"):
+        write_png(tmp_path / folder, "a", np.ones((4, 5), np.uint8))
+    with pytest.raises(UserError, match=r"reference/a\.png has 2 dimensions; expected a volume for flare22"):
+        evaluate(tmp_path / "reference", tmp_path / "prediction", challenge="flare22")
 
 
 @needs(FLARE)

@@ -72,6 +72,20 @@ def test_unlabeled_cases_with_the_names_of_labeled_ones_get_a_prefix(tmp_path: P
     ]
 
 
+def test_test_cases_with_the_names_of_labeled_ones_get_a_prefix_so_that_restore_knows_them_apart(
+    tmp_path: Path,
+) -> None:
+    source = make_flare(tmp_path / "source", "seed 2")
+    for number, path in enumerate(sorted((source / "val_images").iterdir()), 1):
+        path.rename(path.with_name(f"train_{number:03d}_0000.nii.gz"))
+    folder = convert(source)
+    assert sorted(path.name for path in (folder / "imagesTs").iterdir()) == [
+        "T_train_001_0000.nii.gz",
+        "T_train_002_0000.nii.gz",
+    ]
+    assert json.loads((folder / "geometryTs/T_train_001.json").read_text())["file"] == "train_001.nii.gz"
+
+
 def test_dataset_json_has_the_organs_in_the_order_of_the_challenge(tmp_path: Path) -> None:
     description = json.loads((convert(make_flare(tmp_path / "source")) / "dataset.json").read_text())
     names = [name for name, _ in sorted(description["labels"].items(), key=lambda item: item[1])]

@@ -412,7 +412,10 @@ def test_folders_that_are_missing_empty_or_ambiguous(tmp_path, folders):
         evaluate(tmp_path / "nowhere", folders[1])
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").touch()
-    with pytest.raises(UserError, match="holds no label map"):
+    with pytest.raises(UserError, match="holds no label map.*tiff$"):
+        evaluate(folders[0], tmp_path / "empty")
+    (tmp_path / "empty" / "case_0.json").write_text("{}")
+    with pytest.raises(UserError, match="holds no label map.*files of landmarks are for evaluate --landmarks"):
         evaluate(folders[0], tmp_path / "empty")
     write(folders[1] / "case_0.mha", volumes(0)["case_0"])
     with pytest.raises(UserError, match=r"two label maps of the case case_0 \(case_0.mha and case_0.nii.gz\)"):
@@ -428,6 +431,7 @@ def test_folders_that_are_missing_empty_or_ambiguous(tmp_path, folders):
         ({"labels": [0]}, "above 0"),
         ({"labels": [1, 1]}, "each once"),
         ({"num_processes": 0}, "1 or more"),
+        ({"milliseconds": 300.0}, "only fugc2025 scores"),
     ],
 )
 def test_arguments_that_cannot_mean_anything(folders, options, said):
@@ -596,6 +600,12 @@ def test_the_command_prints_a_table(folders, capsys):
     statistic = evaluate(*folders).statistics["Dice"][1]
     assert lines[1].startswith("1 liver") and f"{statistic.mean:.4f}" in lines[1]
     assert lines[4].startswith("mean of classes") and lines[6].startswith("ASSD in mm")
+
+
+def test_the_command_refuses_what_a_challenge_decides_itself(folders, capsys):
+    own = ["--metrics", "hd95", "--tolerance", "1"]
+    assert main(["evaluate", *map(str, folders), "--challenge", "flare22", *own]) == 2
+    assert "got --metrics, --tolerance together with --challenge flare22" in capsys.readouterr().err
 
 
 def test_the_command_prints_json_that_any_reader_takes(folders, capsys):

@@ -12,7 +12,7 @@ import pytest
 import SimpleITK as sitk
 
 from landmark_dataset import SPACING, make_landmark_dataset
-from nnunet_semi.landmarks.sidecar import read
+from nnunet_semi.landmark_files import read
 from nnunet_semi.raw import load_json
 from small_dataset import environment, plan
 from test_training import run

@@ -15,9 +15,9 @@ import torch
 
 from landmark_dataset import DOT, OFFSETS, SPACING, make_landmark_dataset
 from nnunet_semi.errors import EnvironmentNotReady, UserError
+from nnunet_semi.landmark_files import read, write
 from nnunet_semi.landmarks.decoding import decode
 from nnunet_semi.landmarks.heatmaps import BLOB_LEVEL, render
-from nnunet_semi.landmarks.sidecar import read, write
 from nnunet_semi.trainers.nnUNetTrainerHeatmap import (
     nnUNetTrainerHeatmap,
     nnUNetTrainerHeatmapFocal,

@@ -19,14 +19,14 @@ import SimpleITK
 import torch
 
 from landmark_dataset import save
+from nnunet_semi import landmark_files
 from nnunet_semi.cli import main
 from nnunet_semi.dataset_conversion.landmarks import draw_balls
 from nnunet_semi.discovery import hook_folder
 from nnunet_semi.errors import EnvironmentNotReady, UserError, WrongUse
-from nnunet_semi.landmarks import sidecar
-from nnunet_semi.landmarks.geometry import Geometry
+from nnunet_semi.geometry import Geometry
+from nnunet_semi.landmark_files import Landmarks
 from nnunet_semi.landmarks.predicting import predict_landmarks
-from nnunet_semi.landmarks.sidecar import Landmarks
 from nnunet_semi.orthodontics import NAMES, read_points
 from small_dataset import environment, plan
 
@@ -79,7 +79,7 @@ def make_model(root: Path, dimension: int, names, channels: int, missing=(), pai
             save(folder / f"images{role}" / f"{case}_{channel:04d}{ending}", values, spacing)
         points = np.resize(voxel, (len(names), dimension))
         geometry = Geometry.of(size, spacing[::-1])
-        sidecar.write(folder / f"landmarks{role}" / f"{case}.json", Landmarks(tuple(names), points, geometry))
+        landmark_files.write(folder / f"landmarks{role}" / f"{case}.json", Landmarks(tuple(names), points, geometry))
         if role == "Tr":
             named = dict(zip(names, (tuple(point[::-1]) for point in points), strict=True))
             save(folder / "labelsTr" / f"{case}{ending}", draw_balls(named, size, spacing[::-1]), spacing)
@@ -158,7 +158,7 @@ def predict(folder, output, folds=(0,), **options):
 
 
 def truth(folder, case):
-    return sidecar.read(test_images(folder).with_name("landmarksTs") / f"{case}.json")
+    return landmark_files.read(test_images(folder).with_name("landmarksTs") / f"{case}.json")
 
 
 # --- points ---
@@ -170,7 +170,7 @@ def test_points_come_back_through_cropping_and_resampling_below_a_tenth_of_a_vox
     written, _ = predict(folder, tmp_path / "out")
     assert written == tmp_path / "out"
     for case in ("case_6", "case_7"):
-        found, expected = sidecar.read(tmp_path / "out" / f"{case}.json"), truth(folder, case)
+        found, expected = landmark_files.read(tmp_path / "out" / f"{case}.json"), truth(folder, case)
         # the resampling by cubic splines moves a dot of two voxels by some hundredths
         assert np.abs(found.voxel - expected.voxel).max() < 0.1, case
         assert found.world == pytest.approx(expected.world, abs=0.1)
@@ -189,8 +189,8 @@ def test_folds_are_an_ensemble_whose_spread_is_said(model, tmp_path):
     shift = SHIFT * plans["configurations"]["2d"]["spacing"][1]  # mm
     for case in ("case_6", "case_7"):
         both, second, expected = (
-            sidecar.read(tmp_path / "out" / f"{case}.json"),
-            sidecar.read(tmp_path / "one" / f"{case}.json"),
+            landmark_files.read(tmp_path / "out" / f"{case}.json"),
+            landmark_files.read(tmp_path / "one" / f"{case}.json"),
             truth(folder, case),
         )
         assert second.world - expected.world == pytest.approx(np.full((3, 2), [shift, 0.0]), abs=0.08)
@@ -203,7 +203,7 @@ def test_mirrored_images_swap_left_and_right_and_find_the_same_points(model, tmp
     folder = model(names=("left", "right", "middle"), pairs=[["left", "right"]])
     predict(folder, tmp_path / "plain", mirroring=False)
     predict(folder, tmp_path / "mirrored")
-    plain, mirrored = (sidecar.read(tmp_path / name / "case_6.json") for name in ("plain", "mirrored"))
+    plain, mirrored = (landmark_files.read(tmp_path / name / "case_6.json") for name in ("plain", "mirrored"))
     # this network copies the channel of `left` whatever the side, so that the mirrored image exchanges the two
     spread = mirrored.details["spread_mm"]
     apart = np.linalg.norm(plain.world[0] - plain.world[1]) / 2
@@ -213,11 +213,11 @@ def test_mirrored_images_swap_left_and_right_and_find_the_same_points(model, tmp
 def test_landmarks_that_are_not_there_are_written_as_missing(model, tmp_path):
     folder = model(missing=(1,))
     predict(folder, tmp_path / "out")
-    found = sidecar.read(tmp_path / "out" / "case_7.json")
+    found = landmark_files.read(tmp_path / "out" / "case_7.json")
     assert np.isnan(found.voxel).any(axis=1).tolist() == [False, True, False]
     assert found.details["presence"][1] < 0.2 < 0.8 < found.details["presence"][0]
     predict(folder, tmp_path / "all", threshold=0.0)
-    assert not np.isnan(sidecar.read(tmp_path / "all" / "case_7.json").voxel).any()
+    assert not np.isnan(landmark_files.read(tmp_path / "all" / "case_7.json").voxel).any()
 
 
 def test_uncertainties_are_calibrated_on_the_validation_cases(model, tmp_path):
@@ -226,14 +226,14 @@ def test_uncertainties_are_calibrated_on_the_validation_cases(model, tmp_path):
     assert "no validated landmarks" in reason
     references = test_images(folder).with_name("landmarksTr")
     for number in range(6):  # as if the network had been 5 mm wrong in every validation case, with a perfect peak
-        reference = sidecar.read(references / f"case_{number}.json")
+        reference = landmark_files.read(references / f"case_{number}.json")
         details = {"peak": np.ones(3), "width": np.ones(3)}
         wrong = reference.geometry.voxel(reference.world + [5.0, 0.0])
         moved = Landmarks(reference.names, wrong, reference.geometry, details)
-        sidecar.write(folder / "fold_0" / "validation" / f"case_{number}.json", moved)
+        landmark_files.write(folder / "fold_0" / "validation" / f"case_{number}.json", moved)
     _, reason = predict(folder, tmp_path / "calibrated")
     assert reason == ""
-    found = sidecar.read(tmp_path / "calibrated" / "case_6.json").details
+    found = landmark_files.read(tmp_path / "calibrated" / "case_6.json").details
     scale = np.sqrt(found["width_mm"] ** 2 / found["peak"])
     assert found["uncertainty_mm"] == pytest.approx(5.0 / SIGMA * scale, rel=0.02)
 
@@ -365,6 +365,9 @@ def test_models_and_images_that_are_not_there_are_named(model, tmp_path):
         predict(folder, tmp_path / "out", source=tmp_path / "empty")
     with pytest.raises(WrongUse, match="got the challenge 'x'"):
         predict(folder, tmp_path / "out", challenge="x")
+    for flag, option in (("--threshold", {"threshold": 0.2}), ("--continue_prediction", {"resume": True})):
+        with pytest.raises(WrongUse, match=f"got {flag} together with cl-detection2023"):
+            predict(folder, tmp_path / "out", challenge="cl-detection2023", **option)
     assert not (tmp_path / "out").exists()
 
 

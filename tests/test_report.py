@@ -110,7 +110,7 @@ def make_fold(dataset, number=0, semi=True, epochs=3, model=MODEL):
     fold = dataset / "nnUNet_results" / "Dataset007_Heart" / model / f"fold_{number}"
     (fold / "validation").mkdir(parents=True)
     head = "2026-01-01 00:00:00.000000: This split has 8 training and 2 validation cases. \n"
-    head += "2026-01-01 00:00:00.000000: 60 unlabeled cases in /somewhere\n" if semi else ""
+    head += "2026-01-01 00:00:00.000000: 60 of 64 unlabeled cases in /somewhere\n" if semi else ""
     lines = [EPOCH.format(epoch, 1.5 - epoch, -0.25 * epoch) for epoch in range(epochs)]
     (fold / "training_log_2026_1_1_00_00_00.txt").write_text(head + "".join(lines))
     if semi:
@@ -174,6 +174,21 @@ def test_the_table_holds_the_means_of_the_summary(scores, tmp_path):
     assert f"{low:.4f} to {high:.4f}" in page.words
 
 
+def test_a_challenge_keeps_its_pixels_and_its_own_mean_of_classes(dataset, tmp_path):
+    """FUGC averages Dice over two lips; the region of both is in the table and not in that mean."""
+    for folder, start in (("labelsTs", 5), ("predictions", 7)):
+        for path in (dataset / folder).glob("*.png"):
+            both = np.maximum(np.asarray(Image.open(path)), square((64, 80), (start, 50), 10) * 2)
+            Image.fromarray(both).save(path)
+    found = evaluate(
+        dataset / "labelsTs", dataset / "predictions", challenge="fugc2025", output=dataset / "lips", progress=False
+    )
+    page = Page(report([dataset / "lips"], tmp_path / "report.html").read_text())
+    assert "HD in pixels" in page.words and " mm" not in page.words
+    assert f"mean of classes {found.challenge['DSC']:.4f}" in page.words
+    assert f"{found.challenge['HD']:.2f}" in page.words.partition("mean of classes")[2]
+
+
 def test_values_that_are_not_defined_are_counted_and_left_out(dataset, tmp_path):
     Image.fromarray(np.zeros((64, 80), np.uint8)).save(dataset / "labelsTs" / "case_2.png")
     Image.fromarray(np.zeros((64, 80), np.uint8)).save(dataset / "predictions" / "case_2.png")
@@ -184,6 +199,17 @@ def test_values_that_are_not_defined_are_counted_and_left_out(dataset, tmp_path)
         r"<tr><th scope=\"row\">1</th>(.*?)</tr>", report([dataset / "scores"], tmp_path / "r.html").read_text()
     )
     assert row and re.findall(r"<td>([^<]*)</td>", row[1])[-2:] == ["3", "1"]
+
+
+def test_a_class_without_any_value_has_no_row_in_the_box_plot(dataset, tmp_path):
+    pictures = {}
+    for labels in ([1], [1, 9]):
+        folder = dataset / f"scores_{len(labels)}"
+        evaluate(dataset / "labelsTs", dataset / "predictions", labels=labels, output=folder, progress=False)
+        page = Page(report([folder], tmp_path / f"{len(labels)}.html").read_text())
+        (pictures[len(labels)],) = (p["src"] for p in page.all("img") if (p["alt"] or "").startswith("Box plot"))
+    assert pictures[1] == pictures[2]
+    assert '<th scope="row">9</th>' in (tmp_path / "2.html").read_text()
 
 
 def test_several_results_have_an_overview_with_links_that_lead_somewhere(dataset, scores, tmp_path):

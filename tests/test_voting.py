@@ -213,6 +213,8 @@ def test_files_are_not_replaced_silently(two, tmp_path):
 def test_what_cannot_be_meant(two, tmp_path):
     with pytest.raises(WrongUse, match="got 1 predictions"):
         ensemble(two[:1], tmp_path / "out")
+    with pytest.raises(WrongUse, match="one of them twice"):
+        ensemble([*two, two[0] / ".." / "one"], tmp_path / "out")
     with pytest.raises(WrongUse, match="which is one of the predictions"):
         ensemble(two, two[1], overwrite=True)
     with pytest.raises(UserError, match="is a file"):

@@ -12,18 +12,21 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.utilities.helpers import dummy_context
 from torch import Tensor, autocast, nn
 from torch import distributed as dist
+from torch.optim import AdamW, Optimizer
 
+from nnunet_semi import landmark_files
 from nnunet_semi.errors import UserError
 from nnunet_semi.evaluation.landmarks import MICRO, evaluate_landmarks
-from nnunet_semi.landmarks import losses, sidecar
+from nnunet_semi.geometry import Geometry
+from nnunet_semi.landmarks import losses
 from nnunet_semi.landmarks.accuracy import mean_error, patch_errors, success_rate
 from nnunet_semi.landmarks.curves import MRE, SDR, LandmarkCurves
 from nnunet_semi.landmarks.dataset import check_geometry, landmark_folder, read_landmarks
 from nnunet_semi.landmarks.decoding import decode_outputs
-from nnunet_semi.landmarks.geometry import Geometry
 from nnunet_semi.landmarks.heatmaps import voxel_sigma
 from nnunet_semi.landmarks.loader import PointLoader
 from nnunet_semi.landmarks.mirroring import landmark_names, mirroring
@@ -40,14 +43,16 @@ class nnUNetTrainerHeatmap(PluginTrainer):
     landmark. Missing landmarks (null in the file) teach nothing; those outside of a patch teach that nothing is there.
 
     Attributes:
+        initial_lr: of AdamW.
         sigma: of the heatmaps, in mm; never below a voxel.
         map_loss: the loss of one heatmap, a function of `nnunet_semi.landmarks.losses` wrapped in staticmethod.
         rotation: largest angle of the augmentation, in degrees.
         success_radius: what counts as found in the online validation, in mm.
     """
 
+    initial_lr: float = 3e-3
     sigma: float = 2.0
-    map_loss: Callable[[Tensor, Tensor], Tensor] = staticmethod(losses.position_bce)
+    map_loss: Callable[[Tensor, Tensor], Tensor] = staticmethod(losses.dice_bce)
     rotation: float = 15.0
     success_radius: float = 2.0
 
@@ -80,6 +85,11 @@ class nnUNetTrainerHeatmap(PluginTrainer):
         self.mirroring = mirroring(self.dataset_json, self.transpose, len(spacing))
         super().initialize()
 
+    def configure_optimizers(self) -> tuple[Optimizer, PolyLRScheduler]:
+        """AdamW with nnU-Net's decay of the learning rate: heatmaps stay blurs under its SGD; see BENCHMARKS.md."""
+        optimizer = AdamW(self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay)
+        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+
     def _build_loss(self) -> nn.Module:
         weights = [1.0]
         if self.enable_deep_supervision:
@@ -107,7 +117,7 @@ class nnUNetTrainerHeatmap(PluginTrainer):
         self.landmarks = {case: points for dataset in datasets for case, points in self._read(dataset).items()}
         return datasets
 
-    def _read(self, dataset: nnUNetBaseDataset) -> dict[str, sidecar.Landmarks]:
+    def _read(self, dataset: nnUNetBaseDataset) -> dict[str, landmark_files.Landmarks]:
         """The landmarks of all cases of a dataset, which fit to the configuration and to the preprocessed cases."""
         folder = landmark_folder(self.plans_manager.dataset_name)
         landmarks = read_landmarks(folder, dataset.identifiers, self.names)
@@ -194,7 +204,7 @@ class nnUNetTrainerHeatmap(PluginTrainer):
             data, _, _, properties = dataset.load_case(case)
             self.print_to_log_file(f"predicting {case}, shape {data.shape}")
             outputs = predictor.predict_sliding_window_return_logits(torch.from_numpy(data[:]))
-            sidecar.write(folder / f"{case}.json", self._found(outputs, properties))
+            landmark_files.write(folder / f"{case}.json", self._found(outputs, properties))
         self.set_deep_supervision_enabled(self.enable_deep_supervision)
         if self.is_ddp:
             dist.barrier()
@@ -221,14 +231,14 @@ class nnUNetTrainerHeatmap(PluginTrainer):
         )
         return predictor
 
-    def _found(self, outputs: Tensor, properties: dict) -> sidecar.Landmarks:
+    def _found(self, outputs: Tensor, properties: dict) -> landmark_files.Landmarks:
         """The landmarks of one case from the outputs (1 + L, *shape) for the preprocessed case."""
         shape = outputs.shape[1:]
         geometry = self._geometry(properties)
         decoded = decode_outputs(outputs[:, 0] if geometry.dim == 2 else outputs, self.voxel_sigma)
         points = to_raw(decoded.points.cpu().double().numpy(), properties, shape, self.transpose, geometry.dim)
         details = {"peak": decoded.peak.cpu().numpy(), "width": decoded.width.cpu().numpy()}
-        return sidecar.Landmarks(tuple(self.names), points, geometry, details)
+        return landmark_files.Landmarks(tuple(self.names), points, geometry, details)
 
 
 class nnUNetTrainerHeatmapL1(nnUNetTrainerHeatmap):

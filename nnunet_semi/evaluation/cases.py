@@ -99,6 +99,8 @@ def _score(task: Task) -> CaseScores:
     (reference, grid), (prediction, _) = (read_label_map(path, binary) for path in (task.reference, task.prediction))
     spacing = grid.spacing or (1.0,) * reference.ndim
     counts = joint_counts(reference, prediction, settings.classes.ignore)
+    if challenge and challenge.volumes and reference.ndim != 3:
+        raise UserError(f"{task.reference} has {reference.ndim} dimensions; expected a volume for {settings.challenge}")
     if challenge:
         metrics = challenge.score(reference, prediction, spacing, counts)
     else:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nnunet_semi.errors import UserError
 from nnunet_semi.evaluation.crop import CroppedPair
 from nnunet_semi.evaluation.overlap import JointCounts, Label, Overlap, Scores, joint_counts
 from nnunet_semi.evaluation.surface import region_hausdorff
@@ -29,6 +28,7 @@ class Challenge:
         overall: the scores of all cases, the averages of `means`, milliseconds per image if known → what is published.
         binary: whether masks are read as "above 0", of any depth and number of channels.
         in_pixels: whether distances are in pixels whatever the file says.
+        volumes: whether label maps have to be 3D.
     """
 
     names: Mapping[Label, str]
@@ -37,6 +37,7 @@ class Challenge:
     overall: Overall
     binary: bool = False
     in_pixels: bool = False
+    volumes: bool = False
 
 
 # --- FUGC 2025: cervix in transvaginal ultrasound ---
@@ -105,8 +106,6 @@ FLARE_LEAST_DICE = 0.2  # below it the NSD is 0
 
 def _score_flare(reference: LabelMap, prediction: LabelMap, spacing: Sequence[float], counts: JointCounts) -> Scores:
     """Dice and NSD of each organ, rounded to four digits."""
-    if reference.ndim != 3:
-        raise UserError(f"the reference has {reference.ndim} dimensions; flare22 scores volumes")
     pair = CroppedPair(reference, prediction, spacing)
     scores: Scores = {}
     for label in FLARE_ORGANS:
@@ -171,6 +170,7 @@ CHALLENGES = {
         {"Dice": tuple(FLARE_ORGANS), "NSD": tuple(FLARE_ORGANS)},
         _score_flare,
         _overall_flare,
+        volumes=True,
     ),
     "aicup-stas": Challenge(
         {1: "tumour spread"}, {"Dice": (1,)}, _score_aicup, _overall_aicup, binary=True, in_pixels=True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
 from pathlib import Path
 
 from nnunet_semi.arguments import above_zero, add_json, add_output, add_processes, at_least, some_of
@@ -26,11 +27,10 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--metrics",
         metavar="LIST",
         type=some_of(tuple(METRICS)),
-        default=("dice",),
         help=f"of {','.join(METRICS)}; default: dice",
     )
     parser.add_argument(
-        "--tolerance", metavar="MM", type=above_zero, default=2.0, help="of nsd; pixels where a format knows no mm"
+        "--tolerance", metavar="MM", type=above_zero, help="of nsd, in pixels where a format knows no mm; default: 2"
     )
     parser.add_argument(
         "-l", dest="labels", metavar="LABEL", nargs="+", type=label, help="such as 1 2 1,2; default: by dataset.json"
@@ -65,10 +65,8 @@ def _run_landmarks(args: Namespace) -> int:
     from nnunet_semi.evaluation.landmarks import evaluate_landmarks
     from nnunet_semi.evaluation.result import without_nan
 
-    meant_for_label_maps = {"--compare": args.compare, "-l": args.labels, "--runtime": args.runtime}
-    wrong = [flag for flag, value in meant_for_label_maps.items() if value is not None]
-    if wrong:
-        raise WrongUse(f"got {', '.join(wrong)} together with landmarks; leave it out")
+    own = {"--compare": args.compare, "-l": args.labels, "--runtime": args.runtime}
+    _refuse("landmarks", own | {"--metrics": args.metrics, "--tolerance": args.tolerance})
     found = evaluate_landmarks(
         args.reference,
         args.prediction,
@@ -89,10 +87,13 @@ def _run_label_maps(args: Namespace) -> int:
     from nnunet_semi.evaluation.result import Evaluation, without_nan
     from nnunet_semi.evaluation.run import evaluate
 
+    if args.challenge:
+        _refuse(f"--challenge {args.challenge}", {"--metrics": args.metrics, "--tolerance": args.tolerance})
+    metrics = args.metrics or ("dice",)
     options = {
         "challenge": args.challenge,
         "labels": args.labels,
-        "tolerance": args.tolerance,
+        "tolerance": args.tolerance or 2.0,
         "milliseconds": args.runtime,
         "output": args.output,
         "overwrite": args.overwrite,
@@ -102,8 +103,15 @@ def _run_label_maps(args: Namespace) -> int:
     }
     found: Comparison | Evaluation
     if args.compare:
-        found = evaluate_and_compare(args.reference, [args.prediction, *args.compare], args.metrics, **options)
+        found = evaluate_and_compare(args.reference, [args.prediction, *args.compare], metrics, **options)
     else:
-        found = evaluate(args.reference, args.prediction, args.metrics, **options)
+        found = evaluate(args.reference, args.prediction, metrics, **options)
     print(json.dumps(without_nan(found.as_tree()), indent=2) if args.json else found.as_text())
     return 0
+
+
+def _refuse(beside: str, flags: Mapping[str, object]) -> None:
+    """Raises `WrongUse` for flags that were given though they mean nothing beside something else."""
+    given = [flag for flag, value in flags.items() if value is not None]
+    if given:
+        raise WrongUse(f"got {', '.join(given)} together with {beside}, where it means nothing; leave it out")

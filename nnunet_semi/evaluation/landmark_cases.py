@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from nnunet_semi import landmark_files
 from nnunet_semi.errors import UserError
-from nnunet_semi.landmarks import sidecar
-from nnunet_semi.landmarks.geometry import Geometry
-from nnunet_semi.landmarks.sidecar import Landmarks
+from nnunet_semi.geometry import Geometry
+from nnunet_semi.landmark_files import Landmarks
 from nnunet_semi.orthodontics import NAMES, Cephalogram, read_points
 from nnunet_semi.raw import name_some
 
@@ -107,7 +107,7 @@ def _pairs(
 
 
 def _case(case: str, first: Path, second: Path, names: Sequence[str] | None) -> LandmarkCase:
-    reference, prediction = sidecar.read(first), sidecar.read(second)
+    reference, prediction = landmark_files.read(first), landmark_files.read(second)
     if names is not None and list(reference.names) != list(names):
         raise UserError(f"{first} has other landmarks than the first reference; expected {name_some(names, 5)}")
     if list(prediction.names) != list(reference.names):

@@ -13,7 +13,7 @@ from nnunet_semi.evaluation.cases import CaseScores, Settings, Task, score_case
 from nnunet_semi.evaluation.challenges import CHALLENGES
 from nnunet_semi.evaluation.classes import Classes, find_classes
 from nnunet_semi.evaluation.overlap import Label, members
-from nnunet_semi.evaluation.result import Evaluation, output_files
+from nnunet_semi.evaluation.result import RATIOS, Evaluation, output_files
 from nnunet_semi.labelmaps.cases import label_files, matching_cases
 from nnunet_semi.pool import for_each
 from nnunet_semi.raw import name_some
@@ -59,6 +59,8 @@ def evaluate(
         UserError: files are missing, unreadable, or not on one grid; the message names all of them.
     """
     reference, prediction = Path(reference), Path(prediction)
+    if milliseconds is not None and challenge != "fugc2025":
+        raise WrongUse("got a run time, which only fugc2025 scores; leave --runtime out, or pass --challenge fugc2025")
     settings = _settings(reference, prediction, metrics, challenge, labels, tolerance)
     if output is not None:
         output_files(Path(output), "summary.json", "cases.csv", overwrite)  # refuses before the work, not after it
@@ -120,7 +122,17 @@ def _evaluation(
     plain = Evaluation(cases, names, rules.means, {"challenge": settings.challenge}, notes=notes)
     averages = {metric: statistic.mean for metric, statistic in plain.overall.items()}
     published = rules.overall([case.metrics for case in cases], averages, milliseconds)
-    return Evaluation(cases, names, rules.means, plain.settings, published, notes)
+    return Evaluation(cases, names, rules.means, plain.settings, published, [*notes, *_undefined(plain)])
+
+
+def _undefined(found: Evaluation) -> list[str]:
+    """What the mean of a distance leaves out, which a prediction gains by that finds nothing."""
+    return [
+        f"{count} values of {metric} are not defined, because a class is empty in one of the two files, and are left "
+        "out of its mean; the rules do not say what they count"
+        for metric, labels in found.means.items()
+        if metric not in RATIOS and (count := sum(found.undefined(label)[1] for label in labels))
+    ]
 
 
 def _notes(cases: Sequence[CaseScores], reference: Path, prediction: Path) -> list[str]:

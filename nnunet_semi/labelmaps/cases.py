@@ -30,7 +30,8 @@ def label_files(folder: Path) -> dict[str, Path]:
             )
         found[case_of(path)] = path
     if not found:
-        raise UserError(f"{folder} holds no label map; expected files that end in {', '.join(ENDINGS)}")
+        hint = "; files of landmarks are for evaluate --landmarks" if next(folder.glob("*.json"), None) else ""
+        raise UserError(f"{folder} holds no label map; expected files that end in {', '.join(ENDINGS)}{hint}")
     return found
 
 

@@ -18,8 +18,8 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit
 from scipy.stats import chi2
 
+from nnunet_semi import landmark_files
 from nnunet_semi.errors import UserError
-from nnunet_semi.landmarks import sidecar
 from nnunet_semi.landmarks.heatmaps import BLOB_LEVEL
 from nnunet_semi.landmarks.uncertainty import Consensus
 
@@ -135,7 +135,7 @@ def from_validation(
             if path.name == "summary.json" or not reference_path.is_file():
                 continue
             try:
-                prediction, reference = sidecar.read(path), sidecar.read(reference_path)
+                prediction, reference = landmark_files.read(path), landmark_files.read(reference_path)
             except UserError as error:
                 return None, str(error)
             if {"peak", "width"} <= prediction.details.keys() and prediction.names == reference.names == tuple(names):
@@ -147,7 +147,7 @@ def from_validation(
     return calibrate(errors, scales, peaks, present, dim), ""
 
 
-def _row(prediction: sidecar.Landmarks, reference: sidecar.Landmarks, sigma: float) -> tuple[Floats, ...]:
+def _row(prediction: landmark_files.Landmarks, reference: landmark_files.Landmarks, sigma: float) -> tuple[Floats, ...]:
     peak, width = (np.nan_to_num(prediction.details[name]) for name in ("peak", "width"))
     one = Consensus(prediction.world, peak, width * sigma, np.zeros(len(peak)))
     error = np.linalg.norm(prediction.world - reference.world, axis=1)

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_semi import raw
+from nnunet_semi import landmark_files, raw
 from nnunet_semi.errors import EnvironmentNotReady, UserError
-from nnunet_semi.landmarks import sidecar
-from nnunet_semi.landmarks.geometry import Geometry
+from nnunet_semi.geometry import Geometry
 
 FOLDER = "landmarksTr"
 
@@ -35,7 +34,7 @@ def landmark_folder(dataset: str) -> Path:
     )
 
 
-def read_landmarks(folder: Path, cases: Iterable[str], names: Sequence[str]) -> dict[str, sidecar.Landmarks]:
+def read_landmarks(folder: Path, cases: Iterable[str], names: Sequence[str]) -> dict[str, landmark_files.Landmarks]:
     """Case → landmarks.
 
     Args:
@@ -51,8 +50,8 @@ def read_landmarks(folder: Path, cases: Iterable[str], names: Sequence[str]) -> 
         path = folder / f"{case}.json"
         if not path.is_file():
             raise UserError(f"{path} does not exist; every case in imagesTr needs one, with null for what is missing")
-        found[case] = sidecar.read(path)
-        sidecar.check_names(path, found[case].names, names)
+        found[case] = landmark_files.read(path)
+        landmark_files.check_names(path, found[case].names, names)
     return found
 
 

@@ -57,50 +57,15 @@ class HeatmapLoss(nn.Module):
         return self.map_loss(heatmap_logits(output).flatten(2).flatten(0, 1), target.flatten(2).flatten(0, 1))
 
 
-def hardest_bce(logits: Tensor, target: Tensor, share: float = 0.1) -> Tensor:
-    """Binary cross entropy over the share of voxels where it is highest, as nnLandmark has it."""
-    losses = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    return losses.topk(max(1, round(share * losses.shape[1])), dim=1, sorted=False).values.mean(1)
-
-
-def foreground_bce(logits: Tensor, target: Tensor) -> Tensor:
-    """Binary cross entropy where foreground and background weigh the same, whatever their sizes.
-
-    Both parts are means, weighted by the heatmap and by its complement.
-    """
-    losses = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    return _mean(losses, target) + losses.mean(1)
-
-
-def foreground_mse(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error where foreground and background weigh the same, whatever their sizes."""
-    losses = (logits.sigmoid() - target).square()
-    return _mean(losses, target) + losses.mean(1)
-
-
 def dice_bce(logits: Tensor, target: Tensor) -> Tensor:
-    """1 - soft Dice with squares in the denominator, which is 0 for equal maps, and binary cross entropy."""
+    """1 - soft Dice with squares in the denominator, which is 0 for equal maps, and binary cross entropy.
+
+    The one of seven losses that found the landmarks of cephalograms best in the same short training (BENCHMARKS.md): it
+    weighs a small peak as much as the large background, and asks for its shape, not for its volume.
+    """
     maps = logits.sigmoid()
     overlap = (2 * (maps * target).sum(1) + 1e-3) / (maps.square().sum(1) + target.square().sum(1) + 1e-3)
     return 1 - overlap + functional.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(1)
-
-
-def position_bce(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross entropy over all voxels of a map, which asks where the landmark is, and binary cross entropy, whether.
-
-    The first part compares the softmax of the map with the heatmap divided by its sum, less the heatmap's entropy, so
-    that it is 0 for a perfect map; a heatmap without a peak in the patch has none. The second is `foreground_bce`,
-    which makes the height mean something.
-
-    Mean radial error on 30 cephalograms after 300 iterations from scratch (128 × 112 pixels of 1.9 mm, width 8, one
-    seed): this 44 mm, foreground_bce 66, foreground_mse 80, focal 92, dice_bce 96, hardest_bce 100. With the first part
-    at full weight SGD at nnU-Net's learning rate diverged, hence a tenth.
-    """
-    total = target.sum(1, keepdim=True)
-    share = target / total.clamp(min=1e-6)
-    where = (torch.xlogy(share, share) - share * logits.log_softmax(1)).sum(1)
-    present = target.amax(1) > 0.5
-    return torch.where(present, 0.1 * where, 0.0) + foreground_bce(logits, target)
 
 
 def l1(logits: Tensor, target: Tensor) -> Tensor:
@@ -112,7 +77,3 @@ def focal(logits: Tensor, target: Tensor) -> Tensor:
     """Focal loss for soft targets: binary cross entropy times the squared error (Li et al., NeurIPS 2020), per peak."""
     losses = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
     return (losses * (logits.sigmoid() - target).square()).sum(1) / target.sum(1).clamp(min=1)
-
-
-def _mean(losses: Tensor, weights: Tensor) -> Tensor:
-    return (losses * weights).sum(1) / weights.sum(1).clamp(min=1e-3)

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from nnunet_semi import landmark_files
 from nnunet_semi.cephalograms import read_cephalogram, stack_header
 from nnunet_semi.errors import EnvironmentNotReady, UserError, WrongUse
-from nnunet_semi.landmarks import sidecar
 from nnunet_semi.landmarks.prediction import DETAILS, LandmarkPredictor
 from nnunet_semi.orthodontics import NAMES, points_as_json
 from nnunet_semi.raw import CHANNEL, channel_names, name_some
@@ -77,6 +77,9 @@ def predict_landmarks(
     """
     if challenge not in (None, CL_DETECTION):
         raise WrongUse(f"got the challenge {challenge!r}; expected {CL_DETECTION}")
+    if challenge and (threshold is not None or resume):
+        given = "--continue_prediction" if resume else "--threshold"
+        raise WrongUse(f"got {given} together with {challenge}, whose one file holds all landmarks; leave it out")
     source, output = Path(source), Path(output)
     model = find_model(dataset, configuration, trainer, plans, folds, checkpoint)
     if challenge:
@@ -98,7 +101,7 @@ def predict_landmarks(
             raise UserError(f"{files[0]}: {error}") from error
         except Exception as error:
             raise UserError(f"{files[0]} cannot be predicted ({_first_line(error)}); check the image") from error
-        sidecar.write(target, found)
+        landmark_files.write(target, found)
     _write_table(output, cases)
     return output, predictor.uncalibrated_because
 
@@ -159,7 +162,7 @@ def _write_table(output: Path, cases: dict[str, list[str]]) -> None:
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
     for number, case in enumerate(cases):
-        landmarks = sidecar.read(output / f"{case}.json")
+        landmarks = landmark_files.read(output / f"{case}.json")
         if not number:
             axes = "xyz"[: landmarks.geometry.dim]
             places = [f"{space}_{axis}" for space in ("voxel", "world") for axis in axes]

@@ -17,12 +17,12 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor
 
+from nnunet_semi import landmark_files
 from nnunet_semi.errors import UserError
-from nnunet_semi.landmarks import sidecar
+from nnunet_semi.geometry import Geometry
 from nnunet_semi.landmarks.calibration import Calibration, from_validation, uncalibrated
 from nnunet_semi.landmarks.dataset import landmark_folder
 from nnunet_semi.landmarks.decoding import decode_outputs
-from nnunet_semi.landmarks.geometry import Geometry
 from nnunet_semi.landmarks.heatmaps import voxel_sigma
 from nnunet_semi.landmarks.mirroring import landmark_names, mirroring
 from nnunet_semi.landmarks.points import to_raw
@@ -107,12 +107,12 @@ class LandmarkPredictor:
 
     # --- one case ---
 
-    def predict(self, files: Sequence[str]) -> sidecar.Landmarks:
+    def predict(self, files: Sequence[str]) -> landmark_files.Landmarks:
         """The landmarks of an image on disk, a file for each channel."""
         data, properties = self.plans.image_reader_writer_class().read_images(list(files))
         return self.predict_array(data, properties)
 
-    def predict_array(self, data: np.ndarray, properties: dict[str, Any]) -> sidecar.Landmarks:
+    def predict_array(self, data: np.ndarray, properties: dict[str, Any]) -> landmark_files.Landmarks:
         """The landmarks of an image as nnU-Net's readers give it.
 
         Args:
@@ -165,13 +165,13 @@ class LandmarkPredictor:
         found = decode_outputs(outputs[:, 0] if len(self._sigma) == 2 else outputs, self._sigma)
         return found.points.cpu(), found.peak.cpu(), found.width.cpu()
 
-    def _landmarks(self, consensus: Consensus, geometry: Geometry) -> sidecar.Landmarks:
+    def _landmarks(self, consensus: Consensus, geometry: Geometry) -> landmark_files.Landmarks:
         presence = self.calibration.presence(consensus)
         radius = self.calibration.radius(consensus)
         voxel = geometry.voxel(consensus.world)
         voxel[presence < self._threshold] = np.nan
         values = (presence, radius, consensus.spread, consensus.peak, consensus.width)
-        return sidecar.Landmarks(tuple(self.names), voxel, geometry, dict(zip(DETAILS, values, strict=True)))
+        return landmark_files.Landmarks(tuple(self.names), voxel, geometry, dict(zip(DETAILS, values, strict=True)))
 
 
 def _trainer_class(model: TrainedModel) -> Any:

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from nnunet_semi import landmark_files
 from nnunet_semi.errors import UserError
 from nnunet_semi.labelmaps.files import Grid, LabelMap, read_label_map
-from nnunet_semi.landmarks import sidecar
 from nnunet_semi.pictures.images import Picture, find_image, read_picture
 from nnunet_semi.pictures.landmarks import GREEN, RED, draw_landmarks
 from nnunet_semi.report.scores import Case
@@ -48,7 +48,7 @@ def draw_case(case: Case, landmarks: bool, size: int) -> bytes:
 
 def _landmarks(case: Case, size: int) -> Image.Image:
     assert case.reference and case.prediction
-    reference, prediction = sidecar.read(case.reference), sidecar.read(case.prediction)
+    reference, prediction = landmark_files.read(case.reference), landmark_files.read(case.prediction)
     errors = np.linalg.norm(reference.world - prediction.world, axis=1)
     shape, spacing = reference.geometry.shape, reference.geometry.spacing[::-1]
     if int(np.prod(shape)) > 1 << 30:

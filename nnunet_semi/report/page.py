@@ -136,11 +136,12 @@ def _section(number: int, result: Result, training: Training | None, scores: Sco
     if len(scores.classes) > MOST_ROWS:
         section.notes.append(f"The table shows {MOST_ROWS} of {len(scores.classes)} classes.")
     table = scores.table(scores.main)
-    section.metric = _metric(scores.main)
-    section.score = _value(scores.main, _mean_of_classes(table))
-    if not np.isnan(table).all():
-        names = list(scores.classes.values())
-        section.box = _box(table, names, _metric(scores.main), scores.kind)
+    section.metric = scores.heading(scores.main)
+    section.score = _value(scores.main, scores.mean_of_classes(scores.main))
+    known = np.flatnonzero((~np.isnan(table)).any(axis=0))
+    if len(known):
+        names = [list(scores.classes.values())[index] for index in known]
+        section.box = _box(table[:, known], names, scores.heading(scores.main), scores.kind)
     section.cases, notes = _cases(scores, size)
     section.notes += notes
     return section
@@ -186,7 +187,9 @@ def _cases(scores: Scores, size: int) -> tuple[list[Figure], list[str]]:
         except UserError as error:
             notes.append(f"There is no picture of the {word.lower()} case {case.name}: {error}.")
             continue
-        figures.append(_figure_of(word, case, f"{scores.main} {_with_unit(scores.main, value)}", scores, picture))
+        figures.append(
+            _figure_of(word, case, f"{scores.main} {_with_unit(scores.main, value, scores.unit)}", scores, picture)
+        )
     return figures, notes
 
 
@@ -210,11 +213,11 @@ def _data(kind: str, content: bytes) -> str:
 def _table(scores: Scores) -> tuple[list[str], list[list[str]]]:
     """Headings and rows: the mean of every metric; of the main one also its spread and what is not defined."""
     main = scores.main
-    headings = [scores.kind, f"{_metric(main)}: mean", "SD", "median"]
+    headings = [scores.kind, f"{scores.heading(main)}: mean", "SD", "median"]
     intervals = scores.intervals.get(main, {})
     headings += ["95 % interval"] if intervals else []
     others = [metric for metric in scores.metrics if metric != main]
-    headings += [*map(_metric, others), "cases", "not defined"]
+    headings += [*map(scores.heading, others), "cases", "not defined"]
     tables = {metric: scores.table(metric) for metric in scores.metrics}
     rows = []
     for column, (label, name) in enumerate(list(scores.classes.items())[:MOST_ROWS]):
@@ -227,9 +230,9 @@ def _table(scores: Scores) -> tuple[list[str], list[list[str]]]:
         row += [_value(metric, _mean(tables[metric][:, column])) for metric in others]
         rows.append([*row, str(len(known)), str(len(values) - len(known))])
     if len(scores.classes) > 1:
-        means = [_value(metric, _mean_of_classes(tables[metric])) for metric in others]
+        means = [_value(metric, scores.mean_of_classes(metric)) for metric in others]
         between = [""] * (3 if intervals else 2)  # SD, median and interval
-        row = [f"mean of {scores.kinds}", _value(main, _mean_of_classes(tables[main])), *between, *means, "", ""]
+        row = [f"mean of {scores.kinds}", _value(main, scores.mean_of_classes(main)), *between, *means, "", ""]
         rows.append(row)
     return headings, rows
 
@@ -243,14 +246,6 @@ def _mean(values: np.ndarray) -> float:
     return float(known.mean()) if len(known) else math.nan
 
 
-def _mean_of_classes(table: np.ndarray) -> float:
-    return _mean(np.array([_mean(column) for column in table.T]))
-
-
-def _metric(name: str) -> str:
-    return f"{name} in mm" if name in DISTANCES else name
-
-
 def _value(metric: str, value: float) -> str:
     if math.isnan(value):
         return "-"
@@ -259,8 +254,8 @@ def _value(metric: str, value: float) -> str:
     return f"{value:.2f}" if metric in DISTANCES else f"{value:.4f}"
 
 
-def _with_unit(metric: str, value: float) -> str:
-    return _value(metric, value) + (" mm" if metric in DISTANCES else "")
+def _with_unit(metric: str, value: float, unit: str) -> str:
+    return _value(metric, value) + (f" {unit}" if metric in DISTANCES else "")
 
 
 def _share(value: float) -> str:

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nnunet_semi import landmark_files
 from nnunet_semi.errors import UserError
-from nnunet_semi.landmarks import sidecar
 from nnunet_semi.raw import RAW, load_json
 from nnunet_semi.report.results import Result
 
 COUNTS = {"TP", "FP", "FN", "TN", "n_pred", "n_ref"}
-DISTANCES = ("HD", "HD95", "ASSD", "MRE")  # in mm; less is better, as for `missed` and `invented`
+DISTANCES = ("HD", "HD95", "ASSD", "MRE")  # less is better, as for `missed` and `invented`
 LESS_IS_BETTER = (*DISTANCES, "missed", "invented")
 MAIN = ("MRE", "Dice")  # the metric that is drawn and that sorts cases, the first that is there
 SETTINGS = ("classes", "tolerance", "challenge", "distances")  # of `nnunet_semi evaluate`, worth telling
@@ -52,6 +52,8 @@ class Scores:
         metrics: in the order of the file, without counts of voxels.
         landmarks: whether the classes are landmarks.
         intervals: metric → class → (low, high) of the mean, where the file states them.
+        means: metric → the mean over the classes, where the file states it: a challenge may leave classes out of it.
+        unit: of the distances, mm or pixels.
         facts: how it was scored, in words.
         notes: sentences that the evaluation left.
     """
@@ -61,6 +63,8 @@ class Scores:
     metrics: list[str]
     landmarks: bool = False
     intervals: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
+    means: Mapping[str, float] = field(default_factory=dict)
+    unit: str = "mm"
     facts: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -83,6 +87,19 @@ class Scores:
         """Cases × classes."""
         rows = [[case.values.get(label, {}).get(metric, math.nan) for label in self.classes] for case in self.cases]
         return np.array(rows, float).reshape(len(self.cases), len(self.classes))
+
+    def mean_of_classes(self, metric: str) -> float:
+        """As the file states it, or else the mean of the classes' means."""
+        if metric in self.means:
+            return self.means[metric]
+        means = [
+            float(column[~np.isnan(column)].mean()) for column in self.table(metric).T if not np.isnan(column).all()
+        ]
+        return sum(means) / len(means) if means else math.nan
+
+    def heading(self, metric: str) -> str:
+        """The metric with its unit."""
+        return f"{metric} in {self.unit}" if metric in DISTANCES else metric
 
     def ranking(self) -> list[tuple[Case, float]]:
         """The cases that have a value, the worst first, with the mean over their classes in the main metric."""
@@ -137,6 +154,8 @@ def _of_summary(result: Result, tree: dict[str, Any], entries: list[dict[str, An
         metrics,
         bool(settings.get("landmarks")),
         intervals,
+        {str(metric): _number(value) for metric, value in _dict(tree.get("foreground_mean")).items()} if own else {},
+        str(settings.get("distances") or "mm"),
         facts,
         [str(note) for note in own.get("notes") or []],
     )
@@ -168,7 +187,7 @@ def _of_landmarks(result: Result, tree: dict[str, Any], entries: list[dict[str, 
         values: dict[str, dict[str, float]] = {}
         if dataset is not None and (dataset / "landmarksTr" / prediction.name).is_file() and prediction.is_file():
             reference = dataset / "landmarksTr" / prediction.name
-            values = _landmark_values(sidecar.read(reference), sidecar.read(prediction))
+            values = _landmark_values(landmark_files.read(reference), landmark_files.read(prediction))
         else:
             values = {"0": {"MRE": _number(entry.get("MRE"))}}
         cases.append(Case(name, values, reference, prediction))
@@ -185,7 +204,9 @@ def _case_mean(case: Case) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def _landmark_values(reference: sidecar.Landmarks, prediction: sidecar.Landmarks) -> dict[str, dict[str, float]]:
+def _landmark_values(
+    reference: landmark_files.Landmarks, prediction: landmark_files.Landmarks
+) -> dict[str, dict[str, float]]:
     values = {}
     errors = np.linalg.norm(reference.world - prediction.world, axis=1)
     for label, error in enumerate(errors, 1):

@@ -18,7 +18,7 @@ from nnunet_semi.report.results import Result
 
 LINE = re.compile(r"\S+ \S+: (?P<name>Epoch time:|Epoch|train_loss|val_loss|Pseudo dice|MRE) (?P<value>.+?) *$")
 SPLIT = re.compile(r"This split has (\d+) training and (\d+) validation cases")
-UNLABELED = re.compile(r": (\d+) unlabeled cases in ")
+UNLABELED = re.compile(r": (\d+) of \d+ unlabeled cases in ")
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?|nan")
 SETTINGS = {  # of debug.json → in words
     "num_epochs": "epochs",

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_semi.errors import UserError
-from nnunet_semi.landmarks.geometry import Geometry
+from nnunet_semi.geometry import Geometry
 from nnunet_semi.raw import load_json, name_some
 from nnunet_semi.storage import write_json
 
