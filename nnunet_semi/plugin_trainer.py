@@ -30,7 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunet_semi.kept_checkpoints import for_prediction, kept_after
 from nnunet_semi.pipelines import transforms_in
 from nnunet_semi.randomness import NumberedBatches, derive_seed, seed_everything
-from nnunet_semi.storage import atomic_path
+from nnunet_semi.storage import atomic_path, remove_unfinished
 
 CHECKPOINT_KEY = "nnunet_semi"
 INITIALISATION, EPOCH, TRAINING, VALIDATION = range(4)
@@ -123,6 +123,12 @@ class PluginTrainer(nnUNetTrainer):
         """Build networks, optimizers and losses from the seed."""
         seed_everything(self._derived_seed(INITIALISATION))
         super().initialize()
+
+    def on_train_start(self) -> None:
+        """Start as nnU-Net does, without the halves of checkpoints and curves that a killed training left behind."""
+        if self.local_rank == 0:
+            remove_unfinished(self.output_folder, "checkpoint_*.pth", "progress*")
+        super().on_train_start()
 
     def on_train_epoch_start(self) -> None:
         """Start the epoch from its own seed."""

@@ -35,6 +35,17 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_unfinished(folder: str | os.PathLike[str], *names: str) -> None:
+    """Removes what killed processes left behind in a folder while they wrote files of these names by `atomic_path`.
+
+    Args:
+        names: of the files that were to be, with * and ? as in `Path.glob`; nothing else is touched.
+    """
+    for name in names:
+        for leftover in Path(folder).glob(f".{'[0-9a-f]' * 8}_{name}"):
+            leftover.unlink(missing_ok=True)
+
+
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Writes `content` as nnU-Net writes its JSON files (four blanks of indent), atomically."""
     with atomic_path(path) as temporary:

@@ -102,6 +102,23 @@ def test_a_case_not_seen_keeps_its_score_and_a_seen_one_forgets_the_period_befor
     assert agreement.seen.tolist() == [1, 0]
 
 
+def test_a_few_patches_that_miss_the_foreground_say_nothing_of_a_case_and_many_do() -> None:
+    agreement = settled(few=0.8, many=0.8, one_sided=0.8)
+    agreement.add(["few"] * 2 + ["many"] * 3, np.repeat(counts((0, 0, 0)), 5, axis=0))
+    agreement.add(["one_sided"], counts((0, 9, 0)))  # the networks disagree on what is there
+    agreement.settle(few=2)
+    assert dict(zip(agreement.cases, agreement.scores.tolist(), strict=True)) == {
+        "few": pytest.approx(0.8),
+        "one_sided": 0.0,
+        "many": 0.0,
+    }
+    assert agreement.seen.tolist() == [1, 1, 1]
+    blank = tracker("blank")
+    blank.add(["blank"], counts((0, 0, 0), (0, 0, 0)))
+    blank.settle(few=2)
+    assert blank.scores.tolist() == [0.0]
+
+
 def test_those_not_seen_for_longest_are_looked_at_first() -> None:
     agreement = tracker("a", "b", "c", "d", num_classes=1)
     agreement.add(["d", "b"], np.concatenate([counts((1, 1, 1))] * 2))

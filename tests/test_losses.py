@@ -111,6 +111,19 @@ def test_with_smoothing_a_stray_voxel_costs_less_than_a_missed_organ():
     assert smoothed(sure_of_nothing, stray) < 0.25 * smoothed(sure_of_nothing, organ)
 
 
+def test_only_with_background_the_dice_unlearns_a_blob_that_the_pseudo_label_does_not_hold():
+    label = torch.zeros(1, 1, 8, 12, dtype=torch.int64)
+    slopes = []
+    for background in (False, True):
+        logits = torch.zeros(1, 2, 8, 12)
+        logits[:, 1] = -9
+        logits[:, 1, 2:6, 3:9] = 2  # the blob
+        PseudoLabelLoss(weight_ce=0, dice_background=background)(logits.requires_grad_(), label).backward()
+        slopes.append(logits.grad[0, 1, 2:6, 3:9].mean().item())
+    assert abs(slopes[0]) < 1e-6
+    assert slopes[1] > 1e-4  # up in the loss, so down in the logits
+
+
 def test_deep_supervision_weighs_resolutions_as_nnunet_does():
     label = random_label(1)
     outputs = [random_logits(2), random_logits(3, (2, 3, 4, 6)), random_logits(4, (2, 3, 2, 3))]
@@ -179,6 +192,14 @@ def test_largest_component_of_each_class_stays():
     assert torch.equal(kept[1], label[1])
     regions = largest_components(torch.cat([label == 1, label == 2], 1), 2)
     assert torch.equal(regions, torch.cat([kept == 1, kept == 2], 1))
+
+
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_voxels_that_share_a_corner_are_one_component(dimension):
+    diagonal = torch.eye(4, dtype=torch.int64)
+    label = diagonal[None, None] if dimension == 2 else torch.diag_embed(diagonal)[None, None]
+    assert label.sum() == 4
+    assert torch.equal(largest_components(label, 2), label)
 
 
 @pytest.mark.parametrize("regions", [False, True])

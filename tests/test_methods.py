@@ -169,6 +169,28 @@ def test_a_compiled_network_trains_and_is_saved_under_its_own_names(cls: type, t
     assert differences(checkpoint[CHECKPOINT_KEY], plain.extra_state()) == []
 
 
+@every_method
+def test_half_precision_gives_the_losses_of_single_precision(cls: type, tiny_2d: Path) -> None:
+    trainer = make_trainer(cls, tiny_2d, threshold=0.4, pretraining=0.0, batch_size=4)
+    trainer.initialize()
+    trainer.set_deep_supervision_enabled(True)
+    trainer.on_train_epoch_start()
+    batch, found = random_batch(trainer), []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", dtype=torch.float16, enabled=enabled, cache_enabled=False):
+            found.append(trainer.losses(batch["data"], batch["target"], batch["unlabeled"]))
+    single, half = found
+    assert half.supervised.dtype == half.unsupervised.dtype == torch.float32
+    # logits of three digits, and a few voxels on the other side of the threshold
+    torch.testing.assert_close(half.supervised, single.supervised, rtol=5e-3, atol=0)
+    torch.testing.assert_close(half.unsupervised, single.unsupervised, rtol=5e-3, atol=0)
+    (half.supervised + half.unsupervised).backward()
+    gradients = {name for name, parameter in trainer.network.named_parameters() if parameter.grad is not None}
+    unused = {name for name, _ in trainer.network.named_parameters() if name.startswith("decoder.seg_layers.0.")}
+    assert gradients | unused == {name for name, _ in trainer.network.named_parameters()}
+
+
 @every_teacher
 def test_validation_sees_the_deployed_network(cls: type, tiny: Make) -> None:
     """During training, after it, and when it is asked for alone."""

@@ -102,6 +102,19 @@ def test_an_interrupted_write_keeps_the_earlier_checkpoint(tiny_2d, monkeypatch)
     assert [p.name for p in path.parent.glob("*checkpoint*")] == [path.name]
 
 
+def test_a_training_starts_without_what_a_killed_one_left(tiny_2d, monkeypatch):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    trainer = make_trainer(PluginTrainer, tiny_2d)
+    trainer.initialize()
+    folder = Path(trainer.output_folder)
+    trainer.save_checkpoint(str(folder / "checkpoint_latest.pth"))
+    for name in ("checkpoint_latest.pth", "progress.png", "progress_semi.csv"):
+        (folder / f".0123abcd_{name}").write_bytes(b"half")
+    trainer.on_train_start()
+    assert not list(folder.glob(".*"))
+    assert (folder / "checkpoint_latest.pth").stat().st_size > 1000
+
+
 def test_a_checkpoint_restores_the_seed(tiny_2d):
     trainer = make_trainer(PluginTrainer, tiny_2d, seed=None)
     trainer.initialize()

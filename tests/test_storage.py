@@ -4,7 +4,7 @@ import stat
 
 import pytest
 
-from nnunet_semi.storage import atomic_path, write_json
+from nnunet_semi.storage import atomic_path, remove_unfinished, write_json
 
 
 def test_file_appears_whole_when_the_block_ends(tmp_path):
@@ -52,6 +52,18 @@ def test_link_is_followed(tmp_path):
     os.symlink(real, link)
     write_json(link, {"a": [1]})
     assert link.is_symlink() and json.loads(real.read_text()) == {"a": [1]}
+
+
+def test_only_what_killed_writers_of_these_names_left_is_removed(tmp_path):
+    with atomic_path(tmp_path / "checkpoint_best.pth") as temporary:
+        left = temporary.name
+        other = left.replace("best.pth", "best.txt")
+    stays = ["checkpoint_best.pth", "0123abcd_checkpoint_best.pth", ".mine_checkpoint_best.pth", other]
+    for name in (left, *stays):
+        (tmp_path / name).touch()
+    remove_unfinished(tmp_path, "checkpoint_*.pth")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(stays)
+    remove_unfinished(tmp_path / "missing", "*")
 
 
 def test_missing_folder_is_an_error(tmp_path):

@@ -19,8 +19,9 @@ class nnUNetTrainerBCP(nnUNetTrainerTeacher):
     """BCP: a box of each labeled patch lies in an unlabeled one, and the other way round; the student learns both.
 
     Where a voxel is of a labeled patch its label is learned, elsewhere the teacher's pseudo label with half the
-    weight, by cross entropy + Dice. Every labeled patch takes part in both directions, with two unlabeled ones; boxes
-    are drawn for each patch. All intensities are those of nnU-Net's augmentation, the teacher sees them untouched.
+    weight, by cross entropy + nnU-Net's Dice (the authors' has background too, and squares on ACDC). Every labeled
+    patch takes part in both directions, with two unlabeled ones; boxes are drawn for each patch. All intensities are
+    those of nnU-Net's augmentation, the teacher sees them untouched.
 
     The authors first pretrain on labeled patches pasted into each other (LA 2000 iterations of 17 000, ACDC 10 000 of
     40 000) and then start anew from those weights. Here the first part of one training is the pretraining; teacher,

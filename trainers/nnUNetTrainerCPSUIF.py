@@ -100,7 +100,7 @@ class nnUNetTrainerCPSUIF(nnUNetTrainerCPS):
         seed_everything(self._derived_seed(REFRESH, self.current_epoch))
         predicted = self._predict_unseen()
         self._take_over()
-        self.agreement.settle()
+        self.agreement.settle(few=self.refresh_patches)
         share = self.first_share + (self.last_share - self.first_share) * self.training_share
         random = np.random.default_rng(derive_seed(self.seed or 0, REFRESH, self.current_epoch))  # the same everywhere
         self.sampled = self.agreement.most_certain(share, random.permutation(len(self.agreement.cases)))

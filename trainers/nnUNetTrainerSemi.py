@@ -78,9 +78,10 @@ class nnUNetTrainerSemi(PluginTrainer):
         supervised_weight: weight of the supervised loss; the curve of that loss is without it.
         unsupervised_weight: full weight of the unsupervised loss.
         ramp_length: fraction of training after which the weight is full; 0 for the full weight from the start.
-        unlabeled_batch_size: unlabeled patches per step (of all processes together); None for as many as labeled.
+        unlabeled_batch_size: unlabeled patches per step; None for as many as labeled. Under DDP of all processes
+            together, rounded down to the same number in each, at least 1: nnU-Net's batch Dice gathers equal shapes.
         pseudo_weight_ce, pseudo_weight_dice: weights of the two parts of the loss against pseudo labels.
-        pseudo_dice_smoothing: of the Dice part, in shares of the patch; see `PseudoLabelLoss`.
+        pseudo_dice_smoothing, pseudo_dice_background: of the Dice part; see `PseudoLabelLoss`.
         perturbation: makes the intensity perturbation of a strong view; `IntensityPerturbation.strong` or `.nnunet`.
         curve_names: scalar curves that the method logs beside the two losses and the weight.
     """
@@ -92,6 +93,7 @@ class nnUNetTrainerSemi(PluginTrainer):
     pseudo_weight_ce: float = 1.0
     pseudo_weight_dice: float = 1.0
     pseudo_dice_smoothing: float = 0.0
+    pseudo_dice_background: bool = False
     perturbation: Callable[..., IntensityPerturbation] = IntensityPerturbation.strong
     curve_names: Sequence[str] = ("semi_confidence",)
 
@@ -140,6 +142,7 @@ class nnUNetTrainerSemi(PluginTrainer):
             weight_ce=self.pseudo_weight_ce,
             weight_dice=self.pseudo_weight_dice,
             dice_smoothing=self.pseudo_dice_smoothing,
+            dice_background=self.pseudo_dice_background,
             resolution_weights=self.loss.weight_factors if deep else (1.0,),
             batch_dice=self.configuration_manager.batch_dice,
             ddp=self.is_ddp,
@@ -189,7 +192,11 @@ class nnUNetTrainerSemi(PluginTrainer):
         return tensor.to(self.device, non_blocking=True)
 
     def _autocast(self) -> AbstractContextManager:
-        return autocast(self.device.type) if self.device.type == "cuda" else dummy_context()
+        if self.device.type != "cuda":
+            return dummy_context()
+        # Until the end of 2025 torch kept weights that a pass without gradient had cast, and gave them to the pass with
+        # gradient: a network that makes its own pseudo labels learned nothing (pytorch issue 112583).
+        return autocast(self.device.type, cache_enabled=False)
 
     def _update(self, loss: Tensor) -> None:
         scaler = self.grad_scaler
@@ -233,6 +240,8 @@ class nnUNetTrainerSemi(PluginTrainer):
             batch_size = self.unlabeled_batch_size
             if self.is_ddp:
                 batch_size = max(1, batch_size // dist.get_world_size())
+        if batch_size == 1 and getattr(self, "cutmix_p", 0) > 0:
+            self.print_to_log_file("warning: with one unlabeled patch per process, CutMix has no other to paste from")
         return TwoStreams(labeled, unlabeled_loader(labeled, self.unlabeled_cases, batch_size))
 
     def unlabeled_dataset(self) -> nnUNetBaseDataset:

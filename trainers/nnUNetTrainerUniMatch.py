@@ -17,21 +17,24 @@ from nnunet_semi.trainers.nnUNetTrainerSemi import Losses, finest, nnUNetTrainer
 
 
 class nnUNetTrainerFixMatch(nnUNetTrainerSemi):
-    """FixMatch for segmentation, UniMatch's ablation with one strong view: (L_x + L_s) / 2.
+    """FixMatch for segmentation, UniMatch's ablation with one strong view: L_x + 2 L_s.
 
     The weak view of an unlabeled patch gives its pseudo label; the network learns it on a strong view mixed by
-    CutMix, where it was sure of it. As in UniMatch's medical variant the unsupervised loss is Dice alone, and voxels
-    that do not count are left out of numerator and denominator. The weak view is passed without gradient.
+    CutMix, where it was sure of it. The weak view is passed without gradient.
+
+    As in the authors' code for medical images, the unsupervised loss is Dice alone, background included, and voxels
+    that do not count are left out of numerator and denominator; L_x is (CE + Dice) / 2 there and CE + Dice here, hence
+    the 2. Their factor of a half before it all is left out: nnU-Net's learning rate is made for the whole of L_x.
 
     Attributes:
         threshold: τ, the least confidence of a voxel that counts.
         cutmix_p: probability that a patch gets a box from another one.
     """
 
-    supervised_weight = 0.5
-    unsupervised_weight = 0.5
+    unsupervised_weight = 2.0
     ramp_length = 0.0
     pseudo_weight_ce = 0.0
+    pseudo_dice_background = True
     threshold: float = 0.95
     cutmix_p: float = 0.5
     curve_names: Sequence[str] = ("semi_confidence", "semi_kept")
@@ -68,7 +71,7 @@ class nnUNetTrainerFixMatch(nnUNetTrainerSemi):
 
 
 class nnUNetTrainerUniMatch(nnUNetTrainerFixMatch):
-    """UniMatch V1, medical variant: (L_x + ¼ L_s1 + ¼ L_s2 + ½ L_fp) / 2.
+    """UniMatch V1, medical variant: L_x + 2 (¼ L_s1 + ¼ L_s2 + ½ L_fp).
 
     Two strong views with boxes of their own, and the weak view with channel dropout on every feature map that the
     decoder gets; all of them learn the pseudo label of the undisturbed weak view, in one pass.

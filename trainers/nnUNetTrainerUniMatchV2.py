@@ -13,12 +13,15 @@ from nnunet_semi.trainers.nnUNetTrainerUniMatch import nnUNetTrainerUniMatch
 
 
 class nnUNetTrainerUniMatchV2(nnUNetTrainerTeacher, nnUNetTrainerUniMatch):
-    """UniMatch with a teacher: (L_x + (L_s1 + L_s2) / 2) / 2.
+    """UniMatch with a teacher: L_x + (L_s1 + L_s2) / 2, where the unsupervised loss is cross entropy as published.
 
     The teacher's pseudo label of the weak view is learned on two strong views, of which the second keeps the channels
     that the first one drops; half of the patches keep all. There is no branch for the weak view's features.
     """
 
+    unsupervised_weight = 1.0
+    pseudo_weight_ce = 1.0
+    pseudo_weight_dice = 0.0
     alpha = 0.996
 
     def losses(self, labeled: Tensor, target: Any, unlabeled: Tensor) -> Losses:

@@ -66,11 +66,18 @@ class CaseAgreement:
         lacking = [(int(self.seen[i]), case, least - int(self.patches[i])) for i, case in enumerate(self.cases)]
         return {case: missing for _, case, missing in sorted(lacking) if missing > 0}
 
-    def settle(self) -> None:
-        """Ends the period: the cases seen in it get new scores, the others keep theirs."""
-        found = self.patches > 0
+    def settle(self, few: int = 0) -> None:
+        """Ends the period: the cases seen in it get new scores, the others keep theirs.
+
+        Args:
+            few: a case that has a score keeps it where so many patches or fewer were seen and none holds foreground of
+                either network: patches at random places miss what is small, and an unlucky case would stay left out.
+        """
+        seen = self.patches > 0
+        missed = (self.patches <= few) & ~self._counts.any((1, 2)) & ~np.isnan(self.scores)
+        found = seen & ~missed
         self.scores[found] = dice_scores(self._counts[found])
-        self.seen[found] = self.period
+        self.seen[seen] = self.period
         self._counts[:] = 0
         self.patches[:] = 0
         self.period += 1

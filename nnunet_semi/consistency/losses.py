@@ -52,6 +52,8 @@ class PseudoLabelLoss(nn.Module):
             of. Without it a few stray voxels in an otherwise empty pseudo label weigh as much as a whole organ, and two
             networks that teach each other keep them.
         resolution_weights: weight of each output, finest first, as in nnU-Net's deep supervision.
+        dice_background: take the Dice of the background too. Without it, and without cross entropy, nothing unlearns a
+            blob of a class that the pseudo label does not hold.
         batch_dice: Dice of the whole batch instead of each sample.
         ddp: gather the batch Dice over processes.
     """
@@ -62,6 +64,7 @@ class PseudoLabelLoss(nn.Module):
         weight_ce: float = 1.0,
         weight_dice: float = 1.0,
         dice_smoothing: float = 0.0,
+        dice_background: bool = False,
         resolution_weights: Sequence[float] = (1.0,),
         batch_dice: bool = False,
         ddp: bool = False,
@@ -73,7 +76,8 @@ class PseudoLabelLoss(nn.Module):
         self.dice_smoothing = dice_smoothing
         self.resolution_weights = tuple(resolution_weights)
         nonlinearity = torch.sigmoid if regions else softmax_helper_dim1
-        self.dice = MemoryEfficientSoftDiceLoss(nonlinearity, batch_dice, do_bg=regions, smooth=SMOOTH, ddp=ddp)
+        every = regions or dice_background
+        self.dice = MemoryEfficientSoftDiceLoss(nonlinearity, batch_dice, do_bg=every, smooth=SMOOTH, ddp=ddp)
 
     def forward(self, outputs: Tensor | Sequence[Tensor], label: Tensor, mask: Tensor | None = None) -> Tensor:
         """The loss, a scalar.

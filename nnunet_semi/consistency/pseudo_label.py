@@ -51,7 +51,8 @@ def class_shares(label: Tensor, num_outputs: int, mask: Tensor | None = None) ->
 def largest_components(label: Tensor, num_outputs: int) -> Tensor:
     """The pseudo label with the largest connected component of each class or region; the rest becomes background.
 
-    Face neighbours are connected. The work is done on the CPU, sample by sample.
+    Voxels that share a corner are connected, as in the code of bidirectional copy-paste (Bai et al., CVPR 2023). The
+    work is done on the CPU, sample by sample.
     """
     kept = label.cpu().clone()
     if label.dtype == torch.bool:
@@ -66,6 +67,6 @@ def largest_components(label: Tensor, num_outputs: int) -> Tensor:
 
 
 def _largest(inside: Tensor) -> Tensor:
-    components, _ = ndimage.label(inside.numpy())
+    components, _ = ndimage.label(inside.numpy(), ndimage.generate_binary_structure(inside.ndim, inside.ndim))
     sizes = np.bincount(components.ravel())[1:]
     return torch.from_numpy(components == 1 + sizes.argmax()) if len(sizes) else torch.zeros_like(inside)
