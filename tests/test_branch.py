@@ -103,6 +103,10 @@ def own(tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPat
     return make
 
 
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:60])
+
+
 def content(folder: Path) -> dict[str, bytes]:
     """All files below a folder; links are followed."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -378,9 +382,12 @@ def test_a_case_half_written_is_made_again(own: Callable[..., Dataset]) -> None:
 def test_a_branch_of_a_branch_takes_the_labeled_cases_only_as_labeled(own: Callable[..., Dataset]) -> None:
     dataset = own()
     dataset.make("un_001", "un_003")
-    branch(1, NUMBER + 1)
-    splits = json.loads((dataset.preprocessed("Dataset031_Tiny_branch") / "splits_final.json").read_text())
+    second = branch(NUMBER, NUMBER + 1)
+    splits = json.loads((dataset.preprocessed(second) / "splits_final.json").read_text())
+    before = json.loads((dataset.preprocessed() / "splits_final.json").read_text())
+    assert [fold["val"] for fold in splits[:-1]] == [fold["val"] for fold in before]
     assert all(case.startswith("tr") for fold in splits for case in (*fold["train"], *fold["val"]))
+    assert all(len(fold["train"]) >= 4 for fold in splits)
 
 
 @pytest.mark.parametrize(
@@ -389,10 +396,11 @@ def test_a_branch_of_a_branch_takes_the_labeled_cases_only_as_labeled(own: Calla
         (lambda d: (d.raw() / "labelsPs" / "un_001.png").unlink(), EnvironmentNotReady, r"lacks .* 1 of 2 .*un_001"),
         (lambda d: d.label("un_001", lambda shape: np.full(shape, 7)), UserError, r"un_001.png holds 7, which is no"),
         (lambda d: d.label("un_001", lambda _: np.zeros((9, 9))), UserError, r"un_001.png cannot be used as the label"),
+        (lambda d: truncate(d.raw() / "labelsPs" / "un_001.png"), UserError, r"un_001.png cannot be read as a label"),
         (lambda d: (d.raw() / "branch.json").unlink(), EnvironmentNotReady, "is no branch, and pseudo-labeled cases"),
         (lambda d: shutil.rmtree(d.raw() / "imagesPs"), EnvironmentNotReady, "run `nnunet_semi pseudo_images -d 30`"),
     ],
-    ids=["label missing", "strange value", "wrong shape", "no branch", "no images"],
+    ids=["label missing", "strange value", "wrong shape", "torn", "no branch", "no images"],
 )
 def test_what_is_wrong_is_a_sentence(
     own: Callable[..., Dataset], spoil: Callable[[Dataset], Any], error: type[UserError], said: str

@@ -12,11 +12,14 @@ import pytest
 from PIL import Image
 
 from nnunet_semi.errors import EnvironmentNotReady, UserError, WrongUse
+from nnunet_semi.filtering.images import ImageSource
+from nnunet_semi.filtering.picture import draw_selection
 from nnunet_semi.filtering.rules import Rules, Selected, read_list
 from nnunet_semi.filtering.score import score_unlabeled
 from nnunet_semi.filtering.select import select_unlabeled
 from nnunet_semi.filtering.table import Row, newest_table, read_table, write_table
 from nnunet_semi.plugin_trainer import CHECKPOINT_KEY
+from nnunet_semi.report.training import UNLABELED
 from nnunet_semi.trainers.nnUNetTrainerCPS import nnUNetTrainerCPS, nnUNetTrainerCPSCutMix
 from scored_model import make_model
 from short_training import saved, train
@@ -51,6 +54,7 @@ ROWS = [row("a", 0.5), row("b", 0.95, spleen=0), row("c", 0.91, liver=3), row("d
         ({"top": 0.34}, "bce"),  # rounded up
         ({"top": 1 / 3}, "be"),
         ({"threshold": 0.9}, "bce"),  # above, not from
+        ({"threshold": 0.0}, "abcde"),
         ({"complete": True}, "acdef"),
         ({"components": 2}, "abdef"),
         ({"components": 3, "complete": True}, "acdef"),
@@ -219,6 +223,22 @@ def test_a_table_without_its_folder_will_do(scored: Path, tmp_path: Path) -> Non
     assert selection(scored)["scores"] == {}
 
 
+def test_cases_that_the_table_does_not_have_are_left_out_with_that_reason(scored: Path, tmp_path: Path) -> None:
+    table = tmp_path / "mine.csv"
+    write_table(table, [row("un_003", 0.9), row("un_001", 0.1)])
+    summary = select_unlabeled(1, Rules(threshold=0.0), table)
+    assert selection(scored)["selected"] == ["un_001", "un_003"]
+    assert selection(scored)["left_out"] == dict.fromkeys(["un_000", "un_002"], "not in the table of scores")
+    assert "2 of 4 unlabeled cases" in str(summary)
+
+
+def test_a_name_is_not_taken_for_a_formula(tmp_path: Path) -> None:
+    rows = [row("a$^$", 0.5), row("b", 0.4)]
+    source = ImageSource(tmp_path, None)
+    draw_selection(tmp_path / "picture.png", rows, Rules(top=0.5)(rows), Rules(top=0.5), source)
+    assert (tmp_path / "picture.png").is_file()
+
+
 def test_what_is_missing_is_told(tiny_2d: Path, tmp_path: Path) -> None:
     with pytest.raises(EnvironmentNotReady, match="no table of scores for Dataset001_Tiny"):
         select_unlabeled(1, Rules(top=0.5))
@@ -269,6 +289,7 @@ def test_trainers_use_the_selected_cases_and_say_so(
     assert unlabeled_cases(folder, cls) == ["un_001", "un_003"]
     said = capsys.readouterr().out
     assert f"2 of 4 unlabeled cases in {folder}" in said and "chosen by" in said and "unlabeled_final.json" in said
+    assert UNLABELED.findall(said) == ["4", "2"]  # what the report reads
 
 
 @pytest.mark.parametrize(

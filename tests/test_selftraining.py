@@ -23,6 +23,7 @@ from PIL import Image
 from nnunet_semi.cli import build_parser, main
 from nnunet_semi.errors import EnvironmentNotReady, UserError, WrongUse
 from nnunet_semi.narrow import narrow
+from nnunet_semi.selftraining.branch import branch, reserve
 from nnunet_semi.selftraining.folder import STATE, RunFolder
 from nnunet_semi.selftraining.plan import BEING_WRITTEN, all_steps, continue_training, remove_half_written
 from nnunet_semi.selftraining.results import RoundResult, best_round, improved, is_validated, table, write_results
@@ -93,10 +94,20 @@ def test_rules_become_options_of_select() -> None:
     assert select_options(rules) == ["--threshold", ".9", "--complete", "--max", "1000"]
 
 
-@pytest.mark.parametrize("text", ["", "top", "top:", "top:x", "complete:1", "bottom:.5", "top:.5,", "top:1,top:2"])
+@pytest.mark.parametrize("text", ["", "top", "top:", "top:x", "complete:1", "bottom:.5", "top:.5,", "top:1,top:1"])
 def test_rules_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(WrongUse, match="got "):
         parse_rules(text)
+
+
+@pytest.mark.parametrize("text", ["top:50", "top:0", "threshold:1", "max:.5", "max:0", "complete,components:0"])
+def test_values_that_select_would_refuse_after_the_training_are_refused_before_it(text: str) -> None:
+    with pytest.raises(WrongUse, match="expected"):
+        parse_rules(text)
+
+
+def test_a_score_above_zero_can_be_asked_for() -> None:
+    assert parse_rules("threshold:0") == ["threshold:0"]
 
 
 # --- the plan ---
@@ -216,13 +227,18 @@ def test_other_plans_and_configurations_are_named_in_every_command(
         (["-tr", "T_3epochs", "--epochs", "3"], 2, "leave one of them out"),
         (["--stop-early", "-f", "all"], 2, "-f all, which has no validation cases of its own"),
         (["-c", "3d_fullres"], 2, "has no configuration '3d_fullres'"),
+        (["--first", "top:50"], 2, "got --top 50.0; expected a share"),
+        (["-tr", "nnUNetTrainer", "--epochs", "5,1"], 2, "nnUNetTrainer_5epochs keeps none of mid-training"),
+        (["--by", "networks"], 2, "nnUNetTrainerKeepCheckpoints_1000epochs has one network"),
+        (["-chk", "best"], 2, "got -chk best; expected a name such as checkpoint_final.pth"),
     ],
 )
 def test_what_cannot_work_is_refused_in_a_sentence(
     own: Callable[..., Path], capsys: pytest.CaptureFixture[str], options: list[str], code: int, said: str
 ) -> None:
     own()
-    assert main(["selftrain", "-d", "1", "-c", "2d", "-device", "cpu", *options]) == code
+    capsys.readouterr()
+    assert main(["selftrain", "-d", "1", "-c", "2d", "-device", "cpu", "--dry-run", *options]) == code
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
 
@@ -241,6 +257,27 @@ def test_ids_of_other_datasets_are_refused_before_anything_is_trained(own: Calla
     with pytest.raises(WrongUse, match="the dataset id 8 belongs to Dataset008_Other; choose another with --id"):
         selftrain(1, "2d", rounds=2, number=7, device="cpu", folder=root / "run")
     assert sorted(path.name for path in (root / "nnUNet_raw").iterdir()) == [BASE, "Dataset008_Other"]
+
+
+def test_what_another_self_training_left_is_not_taken_for_done(own: Callable[..., Path]) -> None:
+    """Its selection, pseudo labels and models would be, under the same id."""
+    root = own()
+    branch(1, 7, "Tiny_2d_fold0_round1")
+    with pytest.raises(WrongUse, match="Dataset007_Tiny_2d_fold0_round1 is of another self-training.* with --id"):
+        selftrain(1, "2d", rounds=1, number=7, device="cpu", folder=root / "run", dry_run=True)
+    run = RunFolder(root / "run", replace(SETTINGS, rounds=1, trainers=["T_3epochs", "T_2epochs"]), [7], 0)
+    (root / "run").mkdir()
+    run.write()
+    rules = {"first": "top:.5", "later": "threshold:.9,complete"}
+    begun_before = {"rounds": 1, "trainer": "T", "epochs": (3, 2), "folder": root / "run", "dry_run": True, **rules}
+    assert selftrain(1, "2d", device="cpu", **begun_before) is None  # its own: it goes on
+
+
+def test_an_id_that_was_reserved_before_a_kill_can_be_taken(own: Callable[..., Path]) -> None:
+    root = own()
+    reserve(BASE, "Dataset007_Tiny_2d_fold0_round1")
+    options: dict[str, Any] = {"rounds": 1, "number": 7, "device": "cpu", "dry_run": True}
+    assert selftrain(1, "2d", folder=root / "run", **options) is None
 
 
 # --- the folder ---

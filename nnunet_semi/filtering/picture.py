@@ -53,7 +53,8 @@ def _histogram(axes: Axes, rows: Sequence[Row], selected: Selected, rules: Rules
     if rules.top is not None:
         last = min(sorted((row.score for row in rows), reverse=True)[: rules.number_at_top(len(rows))])
         axes.axvline(last, color="black", linestyle=":", label=f"top {rules.top:g}: from {last:.3f}")
-    axes.set(xlim=(0, 1), xlabel="score", ylabel="unlabeled cases", title=str(rules))
+    axes.set(xlim=(0, 1), xlabel="score", ylabel="unlabeled cases")
+    axes.set_title(str(rules), parse_math=False)
     axes.legend(loc="upper left")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 
@@ -66,6 +67,6 @@ def _case(axes: Axes, row: Row, kept: bool, source: ImageSource, prefix: str) ->
     axes.set(xticks=[], yticks=[])
     name = row.case if len(row.case) <= 22 else f"{row.case[:21]}…"
     axes.set_title(f"{prefix}{row.score:.3f}", fontsize=10)
-    axes.set_xlabel(name, fontsize=8, color=KEPT if kept else LEFT_OUT)
+    axes.set_xlabel(name, fontsize=8, color=KEPT if kept else LEFT_OUT, parse_math=False)  # a name may hold $
     for spine in axes.spines.values():
         spine.set(color=KEPT if kept else LEFT_OUT, linewidth=2.5)

@@ -85,7 +85,8 @@ class CaseScorer:
         self.predictor.list_of_parameters = view.weights
         patch_size = self.predictor.configuration_manager.patch_size
         axes = [axis + image.ndim - len(patch_size) for axis in view.axes]  # a 2D patch lies in the last two axes
-        logits = self.predictor.predict_logits_from_preprocessed_data(image.flip(axes)).flip(axes)
+        logits = self.predictor.predict_logits_from_preprocessed_data(image.flip(axes))
+        logits = logits.flip(axes) if axes else logits  # a copy, also without axes
         if torch.isnan(logits).any():
             raise UserError(f"the network predicts NaN for the unlabeled case {case}; train it again, it has diverged")
         return logits

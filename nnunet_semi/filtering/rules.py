@@ -53,7 +53,7 @@ class Rules:
 
     def as_json(self) -> dict[str, Any]:
         """The rules that there are, by the names of their flags."""
-        found = {name: value for name, value in asdict(self).items() if value not in (None, False)}
+        found = {name: value for name, value in asdict(self).items() if value is not None and value is not False}
         return {name: str(value) if isinstance(value, Path) else value for name, value in found.items()}
 
     def __str__(self) -> str:

@@ -56,8 +56,11 @@ def select_unlabeled(
     provenance = provenance_of(table)
     rows = read_table(table)
     source = ImageSource.of_table(name, table, provenance)
-    require_dataset(table, rows, provenance, name, source.cases())
+    unlabeled = source.cases()
+    require_dataset(table, rows, provenance, name, unlabeled)
     selected = rules(rows)
+    unscored = dict.fromkeys(sorted({*unlabeled} - {row.case for row in rows}), "not in the table of scores")
+    selected = Selected(selected.cases, dict(sorted({**selected.left_out, **unscored}.items())))
     path = folder / SELECTION
     content = {
         "selected": selected.cases,

@@ -159,11 +159,17 @@ def _copy(source: Path, target: Path) -> None:
 def labeled_splits(base: str, dataset_json: dict[str, Any]) -> list[dict[str, list[str]]]:
     """The folds of a branch before anything is added to it: those of the original, and one of all labeled cases.
 
-    Where the original has no splits_final.json yet, its folds are those that nnU-Net will make.
+    Where the original has no splits_final.json yet, its folds are those that nnU-Net will make. Where it is a branch
+    itself, its pseudo-labeled cases are left out.
     """
     file = raw.nnunet_folder(raw.PREPROCESSED) / base / SPLITS
     labeled = sorted(raw.labeled_cases(raw.dataset_folder(raw.RAW, base), dataset_json))
-    return [*folds_of(file, labeled), {"train": labeled, "val": labeled}]
+    own = set(labeled)
+    folds = [
+        {"train": [case for case in fold["train"] if case in own], "val": list(fold["val"])}
+        for fold in folds_of(file, labeled)
+    ]
+    return [*folds, {"train": labeled, "val": labeled}]
 
 
 def folds_of(file: str | os.PathLike[str], labeled: list[str]) -> list[dict[str, list[str]]]:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from nnunet_semi import raw
+from nnunet_semi.branches import MARK
 from nnunet_semi.errors import EnvironmentNotReady, WrongUse
-from nnunet_semi.selftraining.branch import HIGHEST, SPLITS, folds_of
+from nnunet_semi.selftraining.branch import HIGHEST, SPLITS, folds_of, refuse_taken
 from nnunet_semi.selftraining.folder import STATE
 from nnunet_semi.selftraining.settings import Settings
 
 LOCK = "selftrain.lock"
+CHECKPOINT = re.compile(r"checkpoint_\w+\.pth")
 
 
 def check(settings: Settings, plans: dict[str, Any], dataset_json: dict[str, Any]) -> int:
@@ -26,6 +31,9 @@ def check(settings: Settings, plans: dict[str, Any], dataset_json: dict[str, Any
             f"the configuration {settings.configuration} refines predictions of another one, which each round would "
             "have to train too; choose that one, or one without a stage before it"
         )
+    if not CHECKPOINT.fullmatch(settings.checkpoint):
+        raise WrongUse(f"got -chk {settings.checkpoint}; expected a name such as checkpoint_final.pth")
+    _refuse_estimator(settings)
     folder = raw.dataset_folder(raw.RAW, settings.dataset)
     raw.unlabeled_cases(folder, dataset_json)
     raw.nnunet_folder("nnUNet_results")
@@ -36,6 +44,49 @@ def check(settings: Settings, plans: dict[str, Any], dataset_json: dict[str, Any
             f"got fold {settings.fold}; expected one of the {splits} folds of {settings.dataset}, from 0, or all"
         )
     return splits
+
+
+def _refuse_estimator(settings: Settings) -> None:
+    """Refuses an estimator that would find nothing to compare once the training is over."""
+    from nnunet_semi.filtering.model import quiet
+    from nnunet_semi.stock import find_trainer_class
+
+    for name in dict.fromkeys(settings.trainers[:-1]):
+        with quiet(), suppress(EnvironmentNotReady):  # an unknown one is told by nnU-Net, as soon as it begins
+            trainer = find_trainer_class(name)
+            if settings.by == "checkpoints" and not getattr(trainer, "keep_checkpoints", ()):
+                raise WrongUse(
+                    f"got --by checkpoints, but {name} keeps none of mid-training; choose nnUNetTrainerKeepCheckpoints "
+                    "or another trainer of this project with -tr, or another estimator with --by"
+                )
+            if settings.by == "networks" and "nnUNetTrainerCPS" not in (base.__name__ for base in trainer.__mro__):
+                raise WrongUse(
+                    f"got --by networks, but {name} has one network; choose nnUNetTrainerCPS or a variant of it with "
+                    "-tr, or another estimator with --by"
+                )
+
+
+def refuse_datasets(base: str, targets: Iterable[str], begun: bool) -> None:
+    """Refuses datasets of the rounds that are not of this self-training.
+
+    Args:
+        base: the original.
+        targets: full names of the datasets of the rounds.
+        begun: whether the self-training was begun before, so that they may hold something.
+
+    Raises:
+        WrongUse: an id or a name is taken, or another self-training has left its selection, pseudo labels or models.
+    """
+    for target in targets:
+        folder = refuse_taken(base, target)
+        used = [path for path in folder.glob("*") if path.name != MARK]
+        used += [raw.nnunet_folder(kind) / target for kind in (raw.PREPROCESSED, "nnUNet_results")]
+        found = [str(path) for path in used if path.exists()]
+        if found and not begun:
+            raise WrongUse(
+                f"{target} is of another self-training, which left {raw.name_some(found)}; choose another id with "
+                "--id, or delete that dataset"
+            )
 
 
 def run_folder(settings: Settings, chosen: str | os.PathLike[str] | None) -> Path:

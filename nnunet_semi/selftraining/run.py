@@ -17,8 +17,8 @@ from nnunet_semi import raw
 from nnunet_semi.demo.commands import run_command
 from nnunet_semi.demo.progress import TrainingProgress
 from nnunet_semi.errors import UserError
-from nnunet_semi.selftraining.branch import refuse_taken, reserve
-from nnunet_semi.selftraining.checks import LOCK, check, choose_numbers, run_folder
+from nnunet_semi.selftraining.branch import reserve
+from nnunet_semi.selftraining.checks import LOCK, check, choose_numbers, refuse_datasets, run_folder
 from nnunet_semi.selftraining.folder import RunFolder
 from nnunet_semi.selftraining.guard import guarded
 from nnunet_semi.selftraining.plan import Model, Step, all_steps, models, round_dataset
@@ -36,6 +36,7 @@ from nnunet_semi.selftraining.settings import DEFAULT_TRAINER, Settings, parse_r
 from nnunet_semi.storage import atomic_path
 from nnunet_semi.unlabeled.selection import SELECTION
 
+PARTS = ("RANK", "WORLD_SIZE")  # of torchrun, by which `nnunet_semi score` would do a part only
 Report = Callable[[str], None]
 
 
@@ -146,14 +147,13 @@ def selftrain(
     splits = check(settings, content, dataset_json)
     path = run_folder(settings, folder)
     run = RunFolder.load(path, settings, number) or _new(path, settings, number, splits)
+    branches = [round_dataset(run, round_number) for round_number in range(1, rounds + 1)]
+    refuse_datasets(name, branches, run.exists)
     device = device or _choose_device(report)
     steps = all_steps(run, device)
     if dry_run:
         _show_plan(run, steps, report)
         return None
-    branches = [round_dataset(run, round_number) for round_number in range(1, rounds + 1)]
-    for target in branches:
-        refuse_taken(name, target)
     path.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(str(path / LOCK), timeout=0):
@@ -233,7 +233,8 @@ def _do(run: RunFolder, step: Step, count: str, report: Report) -> None:
 def _call(run: RunFolder, step: Step, command: list[str], report: Report) -> None:
     from nnunet_semi.discovery import VARIABLE, extended_search_path
 
-    variables = {**os.environ, VARIABLE: extended_search_path(), "PYTHONUNBUFFERED": "1"}
+    alone = {name: value for name, value in os.environ.items() if name not in PARTS}
+    variables = {**alone, VARIABLE: extended_search_path(), "PYTHONUNBUFFERED": "1"}
     log = run.path / "logs" / f"{step.name.replace('/', '_')}.log"
     try:
         if step.epochs is None:

@@ -106,11 +106,18 @@ class PseudoRecipe:
         plans = PlansManager(self.plans)
         manager = plans.get_label_manager(self.dataset_json)
         known = {0, *manager.all_labels} | ({manager.ignore_label} if manager.has_ignore_label else set())
-        strange = sorted(set(np.unique(plans.image_reader_writer_class().read_seg(case.label)[0]).tolist()) - known)
-        if strange:
-            found = name_some(f"{value:g}" for value in strange)
+        try:
+            found = np.unique(plans.image_reader_writer_class().read_seg(case.label)[0]).tolist()
+        except (OSError, RuntimeError, ValueError, SyntaxError) as error:  # SyntaxError: of a broken PNG, by Pillow
             raise UserError(
-                f"{case.label} holds {found}, which is no label in dataset.json; predict this case again with a model "
+                f"{case.label} cannot be read as a label map ({type(error).__name__}: "
+                f"{next(iter(str(error).splitlines()), 'no reason given')}); predict this case again"
+            ) from error
+        strange = sorted(set(found) - known)
+        if strange:
+            values = name_some(f"{value:g}" for value in strange)
+            raise UserError(
+                f"{case.label} holds {values}, which is no label in dataset.json; predict this case again with a model "
                 "of this dataset"
             )
 

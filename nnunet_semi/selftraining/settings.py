@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nnunet_semi.errors import WrongUse
+from nnunet_semi.filtering.rules import Rules
 
-RULES = ("top", "threshold", "max", "components")  # with a number, as `nnunet_semi select` takes it
+_SHARE, _COUNT = re.compile(r"\d*\.?\d+"), re.compile(r"0*[1-9]\d*")
+RULES = {"top": _SHARE, "threshold": _SHARE, "max": _COUNT, "components": _COUNT}  # what `nnunet_semi select` takes
 FLAGS = ("complete",)  # without
 DEFAULT_TRAINER = "nnUNetTrainerKeepCheckpoints"
 DEFAULT_EPOCHS = (1000, 100)  # of the supervised training, and of each round after it
 _EPOCHS = re.compile(r"_\d+epochs?(?=_|$)")
-_NUMBER = re.compile(r"\d*\.?\d+")
 
 
 @dataclass(frozen=True)
@@ -59,17 +60,21 @@ def parse_rules(text: str) -> list[str]:
     """Rules such as "threshold:.9,complete", each of which a case must fulfil.
 
     Raises:
-        WrongUse: one of them is none.
+        WrongUse: one of them is none, or `nnunet_semi select` would refuse it after the training.
     """
     rules = [rule.strip() for rule in text.split(",")]
     for rule in rules:
         name, _, value = rule.partition(":")
-        if rule not in FLAGS and (name not in RULES or not _NUMBER.fullmatch(value)):
-            known = ", ".join([*(f"{name}:NUMBER" for name in RULES), *FLAGS])
-            raise WrongUse(f"got the rule {rule!r} in {text!r}; expected some of {known}, with commas between them")
+        if rule not in FLAGS and (name not in RULES or not RULES[name].fullmatch(value)):
+            raise WrongUse(
+                f"got the rule {rule!r} in {text!r}; expected some of top:SHARE, threshold:SCORE, max:N, components:N "
+                "(N from 1 on) and complete, with commas between them"
+            )
     names = [rule.partition(":")[0] for rule in rules]
     if len(set(names)) < len(names):
         raise WrongUse(f"got a rule twice in {text!r}; give each at most once")
+    values = {name: float(value) for name, colon, value in (rule.partition(":") for rule in rules) if colon}
+    Rules(top=values.get("top"), threshold=values.get("threshold"), complete=True)  # says which value cannot be
     return rules
 
 
