@@ -121,6 +121,8 @@ def test_typo_names_the_trainer_that_was_meant(capsys: pytest.CaptureFixture[str
     [
         ("nnUNetTrainerCSP_10epochs", "knows no trainer nnUNetTrainerCSP; did you mean nnUNetTrainerCPS"),
         ("nnUNetTrainerDA6", "nnUNetTrainerDA5"),
+        ("nnUNetTrainerCPS_20miters", "did you mean nnUNetTrainerCPS"),
+        ("nnUNetTrainerCPS_20miters", "? Endings are _Nepochs, _Miters, _seedK."),
         ("Zebra", "`nnunet_semi list` shows the names"),
         ("nnUNetTrainerCPS_0epochs", "asks for 0 epochs; give _Nepochs a number of 1 or more"),
         ("nnUNetTrainerCPS_2iters_0iters", "asks for 0 iterations; give _Miters"),

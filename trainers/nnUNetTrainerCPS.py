@@ -25,7 +25,7 @@ class nnUNetTrainerCPS(nnUNetTrainerSemi):
     Both networks start from different weights and learn the labeled batch. On the unlabeled batch each learns the
     hard pseudo label of the other, through which no gradient flows. Each sees a strong view of its own, so that the
     two agree on what the image shows and not on how it looks; this costs no further pass. Network 1 is deployed, at
-    the cost of one.
+    the cost of one. With -pretrained_weights it alone begins with them, so that the two still differ.
     """
 
     pseudo_dice_smoothing = 0.05

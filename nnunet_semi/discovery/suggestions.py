@@ -31,4 +31,5 @@ def explain_unknown(name: str) -> str:
     """One sentence on a trainer name that nobody knows."""
     near = nearest_names(name)
     hint = f"did you mean {' or '.join(near)}?" if near else "`nnunet_semi list` shows the names."
-    return f"it knows no trainer {name}; {hint}"
+    endings = f" Endings are {SUFFIXES}." if "_" in name else ""
+    return f"it knows no trainer {name}; {hint}{endings}"
