@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Sequence
 
 from nnunet_semi import __version__
@@ -27,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.verb is None:
         parser.print_help(sys.stderr)
         return 2
+    # Dependencies of nnU-Net use what torch will drop; a user cannot do anything about it.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
     started = time.monotonic()
     if args.verbose:
         print(_circumstances(args), file=sys.stderr)

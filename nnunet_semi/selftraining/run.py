@@ -144,9 +144,10 @@ def selftrain(
         stop_early,
         skip_bad,
     )
-    splits = check(settings, content, dataset_json)
     path = run_folder(settings, folder)
-    run = RunFolder.load(path, settings, number) or _new(path, settings, number, splits)
+    begun = RunFolder.load(path, settings, number)
+    splits = check(settings, content, dataset_json)
+    run = begun or _new(path, settings, number, splits)
     branches = [round_dataset(run, round_number) for round_number in range(1, rounds + 1)]
     refuse_datasets(name, branches, run.exists)
     device = device or _choose_device(report)
