@@ -140,6 +140,7 @@ def test_a_compiled_network_is_disturbed_by_every_new_mask(backend):
 
 
 def test_new_masks_do_not_compile_anew():
+    torch._dynamo.reset()  # what other tests compiled counts towards its limit
     network, images = unet(), torch.rand(2, 1, 16, 16)
     dropout = FeatureDropout(network)
     graphs = []
