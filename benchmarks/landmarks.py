@@ -73,7 +73,9 @@ class Benchmark:
 
     def dataset(self, labeled: int) -> str:
         """The dataset with so many labeled images."""
-        return f"Dataset{400 + labeled}_Ceph{labeled}" + ("t" if self.args.tuning else "")
+        if self.args.tuning:
+            return f"Dataset{150 + labeled}_Ceph{labeled}tuning"
+        return f"Dataset{400 + labeled}_Ceph{labeled}"
 
     def prepare(self, labeled: int) -> None:
         """Makes, plans and preprocesses a dataset, unless it is there."""
