@@ -21,6 +21,7 @@ from PIL import Image
 
 from nnunet_semi.errors import UserError
 from nnunet_semi.narrow import narrow
+from nnunet_semi.stock import load_checkpoint
 from nnunet_semi.trainers.nnUNetTrainerCPS import nnUNetTrainerCPS
 from nnunet_semi.unlabeled.preprocessing import preprocess_unlabeled
 from short_training import differences, read_checkpoint, train
@@ -120,10 +121,10 @@ def test_a_killed_training_continues_to_the_same_weights(trained: SimpleNamespac
     folder = fold_folder(trained.root / "killed")
     kill_in_epoch(env, folder, 2)
     assert not (folder / "checkpoint_final.pth").exists()
-    left = [path for path in folder.glob("*.pth") if not path.name.startswith(".")]
-    assert folder / "checkpoint_best.pth" in left
-    for path in left:
+    best, latest = (folder / f"checkpoint_{name}.pth" for name in ("best", "latest"))
+    for path in [best, *([latest] if latest.exists() else [])]:
         assert read_checkpoint(path)["current_epoch"] in (1, 2)
+    assert "network_weights" in load_checkpoint(folder / "checkpoint_036.pth")  # kept at the end of epoch 1
     said = run(env, *training("--c"))
     assert re.search(r"restored .*checkpoint_best\.pth: epoch [12], seed 3", said)
     expected, found = (read_checkpoint(place / "checkpoint_final.pth") for place in (trained.folder, folder))
