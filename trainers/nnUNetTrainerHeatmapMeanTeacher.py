@@ -31,9 +31,9 @@ class nnUNetTrainerHeatmapMeanTeacher(nnUNetTrainerTeacher, nnUNetTrainerHeatmap
         smallest_peak: points of a lower peak count nothing; a landmark that is not in the patch has none.
     """
 
-    unsupervised_weight: float = 1.0
-    ramp_length: float = 0.4
-    smallest_peak: float = 0.3
+    unsupervised_weight: float = 0.3
+    ramp_length: float = 1.0
+    smallest_peak: float = 0.6
     curve_names: Sequence[str] = ("semi_confidence", "semi_kept")
 
     def __init__(
