@@ -86,7 +86,7 @@ class nnUNetTrainerHeatmap(PluginTrainer):
         super().initialize()
 
     def configure_optimizers(self) -> tuple[Optimizer, PolyLRScheduler]:
-        """AdamW with nnU-Net's decay of the learning rate: heatmaps stay blurs under its SGD; see BENCHMARKS.md."""
+        """AdamW with nnU-Net's decay of the learning rate; its SGD learns heatmaps far more slowly (BENCHMARKS.md)."""
         optimizer = AdamW(self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay)
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
 
