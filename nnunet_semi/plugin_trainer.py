@@ -27,6 +27,7 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunet_semi.compilation import compile_problem
 from nnunet_semi.kept_checkpoints import for_prediction, kept_after
 from nnunet_semi.pipelines import transforms_in
 from nnunet_semi.randomness import NumberedBatches, derive_seed, seed_everything
@@ -86,10 +87,12 @@ class PluginTrainer(nnUNetTrainer):
         seed: seeds every random source; None draws one, which the checkpoint keeps.
         keep_checkpoints: fractions of training after which the network is kept, as checkpoint_036.pth for .36, for
             `nnunet_semi score`; () keeps none. The files may be deleted at any time.
+        allow_mirroring: along the axes that nnU-Net chooses, in training and in prediction.
     """
 
     seed: int | None = None
     keep_checkpoints: Sequence[float] = (0.36, 0.66)
+    allow_mirroring: bool = True
 
     def __init__(
         self,
@@ -123,6 +126,21 @@ class PluginTrainer(nnUNetTrainer):
         """Build networks, optimizers and losses from the seed."""
         seed_everything(self._derived_seed(INITIALISATION))
         super().initialize()
+
+    def _do_i_compile(self) -> bool:
+        """Whether nnU-Net would compile, and it works on this machine; a line in the log says so where it does not."""
+        if not super()._do_i_compile():
+            return False
+        problem = compile_problem(self.device)
+        if problem and not self._told_not_compiled:
+            self._told_not_compiled = True
+            self.print_to_log_file(
+                f"torch.compile does not work here ({problem}); training goes on without it, only slower; "
+                "`nnunet_semi doctor` says what is missing, `export nnUNet_compile=f` silences this line"
+            )
+        return problem is None
+
+    _told_not_compiled = False
 
     def on_train_start(self) -> None:
         """Start as nnU-Net does, without the halves of checkpoints and curves that a killed training left behind."""
@@ -167,6 +185,14 @@ class PluginTrainer(nnUNetTrainer):
         return done / (self.num_epochs * self.num_iterations_per_epoch)
 
     # --- data ---
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple:
+        """nnU-Net's choice, without mirroring where the trainer does not allow it."""
+        *others, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        if self.allow_mirroring:
+            return (*others, axes)
+        self.inference_allowed_mirroring_axes = None
+        return (*others, None)
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """nnU-Net's loaders, in seeded workers that leave the network its cores."""

@@ -99,6 +99,7 @@ ENDINGS: dict[str, str] = {
     "_100epochs": "train for 100 epochs",
     "_50iters": "50 training iterations per epoch, and a fifth of them for validation",
     "_seed3": "seed of every random source",
+    "_nomirror": "mirror neither in training nor in prediction, where sides or ends look alike",
 }
 
 
@@ -116,7 +117,7 @@ def as_table() -> str:
     titles = {
         "trainers": "Trainers: nnUNetv2_train DATASET CONFIG FOLD -tr NAME",
         "datasets": "Datasets: nnunet_semi convert NAME SOURCE",
-        "endings": "Endings of any trainer's name, nnU-Net's own too, with any number and in any order",
+        "endings": "Endings of any trainer's name, nnU-Net's own too, with any numbers and in any order",
     }
     blocks = []
     for kind, entries in as_tree().items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -18,6 +19,7 @@ import torch
 from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiments
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunet_semi.compilation import compile_problem
 from nnunet_semi.curves import SHARES
 from nnunet_semi.plugin_trainer import CHECKPOINT_KEY
 from nnunet_semi.trainers.nnUNetTrainerCPS import nnUNetTrainerCPS, nnUNetTrainerCPSCutMix, nnUNetTrainerCPSOriginal
@@ -116,6 +118,24 @@ def test_a_compiled_network_is_saved_under_its_own_names(tiny_2d: Path) -> None:
         again.load_checkpoint(str(Path(trainer.output_folder, "checkpoint_final.pth")))
     for name, value in again.network_2._orig_mod.state_dict().items():
         assert torch.equal(value, checkpoint[CHECKPOINT_KEY]["network_2"][name])
+
+
+@pytest.mark.parametrize("works", [False, True])
+def test_training_goes_on_uncompiled_where_nothing_compiles(
+    tiny_2d: Path, works: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nnU-Net would compile; torch's own compiler for the CPU does not find the one of the system, and says so."""
+    compile_problem.cache_clear()
+    monkeypatch.setattr(nnUNetTrainer, "_do_i_compile", lambda trainer: True)
+    if works:
+        monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    with torch._inductor.config.patch({"cpp.cxx": (None, "/nowhere/g++")}):
+        trainer = make_trainer(nnUNetTrainerCPS, tiny_2d, **SHORT)
+        trainer.initialize()
+    compile_problem.cache_clear()
+    log = Path(trainer.log_file).read_text()
+    assert hasattr(trainer.network, "_orig_mod") == hasattr(trainer.network_2, "_orig_mod") == works
+    assert log.count("torch.compile does not work here") == log.count("/nowhere/g++") == (not works)
 
 
 @pytest.mark.parametrize("deep", [True, False])

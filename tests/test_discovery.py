@@ -122,11 +122,12 @@ def test_typo_names_the_trainer_that_was_meant(capsys: pytest.CaptureFixture[str
         ("nnUNetTrainerCSP_10epochs", "knows no trainer nnUNetTrainerCSP; did you mean nnUNetTrainerCPS"),
         ("nnUNetTrainerDA6", "nnUNetTrainerDA5"),
         ("nnUNetTrainerCPS_20miters", "did you mean nnUNetTrainerCPS"),
-        ("nnUNetTrainerCPS_20miters", "? Endings are _Nepochs, _Miters, _seedK."),
+        ("nnUNetTrainerCPS_20miters", "? Endings are _Nepochs, _Miters, _seedK, _nomirror."),
         ("Zebra", "`nnunet_semi list` shows the names"),
         ("nnUNetTrainerCPS_0epochs", "asks for 0 epochs; give _Nepochs a number of 1 or more"),
         ("nnUNetTrainerCPS_2iters_0iters", "asks for 0 iterations; give _Miters"),
         ("nnUNetTrainerCPS_1seed_seed2_seed3", "carries _seedK twice; give it once"),
+        ("nnUNetTrainerCPS_nomirror_nomirror", "carries _nomirror twice; give it once"),
     ],
 )
 def test_unknown_names_are_explained_in_one_line(name: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,6 +162,7 @@ def test_names_on_disk_include_nnunets_own_trainers() -> None:
         ("T_100epochs", ("T", {"epochs": 100})),
         ("T_1epoch_1iter", ("T", {"epochs": 1, "iterations": 1})),
         ("T_seed0_7iters_20epochs", ("T", {"epochs": 20, "iterations": 7, "seed": 0})),
+        ("T_nomirror_9iters", ("T", {"iterations": 9, "mirroring": 0})),
         ("T_a_5epochs_b_2iters", ("T_a_5epochs_b", {"iterations": 2})),
     ],
 )

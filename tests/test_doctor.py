@@ -93,20 +93,22 @@ def test_small_shared_memory_is_a_warning(size: int, status: str, monkeypatch: p
     assert fact.status == status and ("--shm-size" in fact.remedy) == (status == "warn")
 
 
-@pytest.mark.parametrize(
-    ("cuda", "found", "status"), [(False, None, "ok"), (True, "/usr/bin/cc", "ok"), (True, None, "warn")]
-)
-def test_compile_needs_a_compiler_on_cuda(
-    cuda: bool, found: str | None, status: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compilation_is_tried_where_nnunet_would_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compilation() -> machine.Fact:
+        return machine.compilation()[0]
+
     monkeypatch.delenv("nnUNet_compile", raising=False)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: found)
-    monkeypatch.setattr("shutil.which", lambda name: found)
-    (fact,) = machine.compilation()
-    assert fact.status == status
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert compilation().status == "ok" and "not used" in compilation().text
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("nnunet_semi.compilation.compile_problem", lambda device: None)
+    assert compilation().status == "ok" and "was compiled" in compilation().text
+    monkeypatch.setattr("nnunet_semi.compilation.compile_problem", lambda device: "no g++")
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert compilation().status == "warn" and "no g++" in compilation().text
+    assert "a C compiler" in compilation().remedy and "nnUNet_compile=f" in compilation().remedy
     monkeypatch.setenv("nnUNet_compile", "f")
-    assert machine.compilation()[0].status == "ok"
+    assert compilation().status == "ok"
 
 
 @pytest.mark.parametrize(("workers", "status"), [("1", "ok"), ("64", "warn")])

@@ -130,6 +130,15 @@ def nearby_dot(image: torch.Tensor, point: torch.Tensor, width: np.ndarray) -> t
     return decode(values[None, None], list(width), 2).points[0, 0] + first
 
 
+@pytest.mark.parametrize("allowed", [True, False])
+def test_pairs_mirror_unless_the_trainer_forbids_it(dots: Callable[..., Path], allowed: bool) -> None:
+    trainer = heatmap_trainer(dots(2, landmarks=PAIRS), allow_mirroring=allowed)
+    trainer.initialize()
+    *_, axes = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+    assert axes == ((1,) if allowed else None)
+    assert (trainer.mirroring is not None) == allowed
+
+
 def test_a_batch_is_images_and_points_and_does_not_grow_with_landmarks(dots: Callable[..., Path]) -> None:
     trainer = heatmap_trainer(dots(2))
     trainer.on_train_start()

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_pickle, write_pickle
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
+from nnunet_semi.discovery.variants import variant
 from nnunet_semi.errors import EnvironmentNotReady
-from nnunet_semi.pipelines import GeometryOnly
+from nnunet_semi.pipelines import GeometryOnly, transforms_in
 from nnunet_semi.trainers.nnUNetTrainerCPS import nnUNetTrainerCPS
 from tiny_trainer import make_trainer
 
@@ -103,6 +105,17 @@ def test_all_views_of_a_patch_share_its_geometry(tiny_2d):
     assert torch.equal(first[:, 1:], patch[:, 1:])
     assert torch.equal(second[:, 1:], patch[:, 1:])
     assert not torch.equal(first[:, :1], second[:, :1])
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_name_forbids_mirroring_of_both_streams_and_at_prediction(tiny_2d, tmp_path, allowed):
+    trainer, loader = streams(tiny_2d, **({} if allowed else vars(variant("nnUNetTrainer_nomirror"))))
+    for stream in loader.streams:
+        axes = [t.allowed_axes for t in transforms_in(stream) if isinstance(t, MirrorTransform)]
+        assert axes == ([(0, 1)] if allowed else [])
+    trainer.save_checkpoint(str(tmp_path / "checkpoint_final.pth"))
+    checkpoint = torch.load(tmp_path / "checkpoint_final.pth", weights_only=False)
+    assert checkpoint["inference_allowed_mirroring_axes"] == ((0, 1) if allowed else None)
 
 
 def test_intensity_is_shared_by_no_two_views_but_masked_voxels_stay_zero(tiny_2d):

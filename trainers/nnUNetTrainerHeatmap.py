@@ -82,7 +82,8 @@ class nnUNetTrainerHeatmap(PluginTrainer):
         spacing = self.configuration_manager.spacing
         self.voxel_sigma = voxel_sigma(self.sigma, spacing)
         self.transpose = self.plans_manager.transpose_forward
-        self.mirroring = mirroring(self.dataset_json, self.transpose, len(spacing))
+        allowed = mirroring(self.dataset_json, self.transpose, len(spacing))
+        self.mirroring = allowed if self.allow_mirroring else None
         super().initialize()
 
     def configure_optimizers(self) -> tuple[Optimizer, PolyLRScheduler]:

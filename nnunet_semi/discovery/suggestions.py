@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nnunet_semi.registry import TRAINERS
 
-SUFFIXES = "_Nepochs, _Miters, _seedK"
+SUFFIXES = "_Nepochs, _Miters, _seedK, _nomirror"
 _CLASS = re.compile(r"^class\s+(\w*Trainer\w*)\s*\(", re.MULTILINE)
 
 

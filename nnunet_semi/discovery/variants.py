@@ -11,8 +11,10 @@ from typing import Any
 
 from nnunet_semi.registry import TRAINERS
 
-_SUFFIX = re.compile(r"_(?:(?P<epochs>\d+)epochs?|(?P<iterations>\d+)iters?|seed(?P<seed>\d+))$")
-_READABLE = {"epochs": "_Nepochs", "iterations": "_Miters", "seed": "_seedK"}
+_SUFFIX = re.compile(
+    r"_(?:(?P<epochs>\d+)epochs?|(?P<iterations>\d+)iters?|seed(?P<seed>\d+)|(?P<mirroring>nomirror))$"
+)
+_READABLE = {"epochs": "_Nepochs", "iterations": "_Miters", "seed": "_seedK", "mirroring": "_nomirror"}
 _made: dict[str, type] = {}
 
 
@@ -24,7 +26,7 @@ def variant(name: str) -> type:
     """The trainer class called `name`, made from its base and its endings; the same object for the same name.
 
     Endings, in any order and each at most once: `_Nepochs`, `_Miters` (training iterations per epoch; validation
-    iterations are a fifth of them, as in nnU-Net) and `_seedK` (of every random source).
+    iterations are a fifth of them, as in nnU-Net), `_seedK` (of every random source) and `_nomirror`.
 
     Raises:
         NotAVariant: no such ending, no such base, a zero, or an ending given twice.
@@ -53,7 +55,9 @@ def registered(name: str) -> type:
 
 
 def parse(name: str) -> list[tuple[str, dict[str, int]]]:
-    """What a name may mean: its base and the settings `epochs`, `iterations` and `seed`, all endings taken off first.
+    """What a name may mean: its base and the settings that its endings give, all endings taken off first.
+
+    Settings are `epochs`, `iterations`, `seed` and `mirroring`, the last one always 0.
 
     Raises:
         NotAVariant: see `variant`; what is wrong is only said where there are endings.
@@ -63,7 +67,7 @@ def parse(name: str) -> list[tuple[str, dict[str, int]]]:
     for kind, number, base in _suffixes(name):
         if kind in settings:
             raise NotAVariant(f"{name} carries {_READABLE[kind]} twice; give it once.")
-        if number == 0 and kind != "seed":
+        if number == 0 and kind in ("epochs", "iterations"):
             raise NotAVariant(f"{name} asks for 0 {kind}; give {_READABLE[kind]} a number of 1 or more.")
         settings = {**settings, kind: number}
         readings.insert(0, (base, settings))
@@ -77,7 +81,7 @@ def _suffixes(name: str) -> Iterator[tuple[str, int, str]]:
     while found := _SUFFIX.search(name):
         kind = found.lastgroup or ""
         name = name[: found.start()]
-        yield kind, int(found.group(kind)), name
+        yield kind, 0 if kind == "mirroring" else int(found.group(kind)), name
 
 
 def _find_base(name: str) -> type | None:
@@ -117,6 +121,8 @@ def _attributes(settings: dict[str, int]) -> dict[str, Any]:
         attributes["num_val_iterations_per_epoch"] = max(1, round(settings["iterations"] / 5))
     if "seed" in settings:
         attributes["seed"] = settings["seed"]
+    if "mirroring" in settings:
+        attributes["allow_mirroring"] = False
     return attributes
 
 

@@ -49,18 +49,22 @@ def shared_memory() -> list[Fact]:
 
 
 def compilation() -> list[Fact]:
-    """Whether torch.compile, nnU-Net's default on CUDA, has what it needs: triton and a C compiler."""
+    """Whether torch.compile, nnU-Net's default on CUDA, works: a small network is compiled."""
     import torch
+
+    from nnunet_semi.compilation import compile_problem
 
     wanted = os.environ.get("nnUNet_compile", "true").lower() in ("true", "1", "t")
     if not wanted or not torch.cuda.is_available() or os.name == "nt":
         return [Fact("compile", "ok", "not used: nnU-Net compiles on CUDA only, and not with nnUNet_compile=f")]
+    problem = compile_problem(torch.device("cuda"))
+    if problem is None:
+        return [Fact("compile", "ok", "a small network was compiled")]
     missing = [] if importlib.util.find_spec("triton") else ["triton"]
     missing += [] if any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))) else ["a C compiler"]
-    if not missing:
-        return [Fact("compile", "ok", "triton and a C compiler are there")]
-    remedy = "install it, or `export nnUNet_compile=f`"
-    return [Fact("compile", "warn", f"torch.compile lacks {' and '.join(missing)}", remedy)]
+    remedy = f"install {' and '.join(missing)}" if missing else "repair what it names"
+    remedy += ", or `export nnUNet_compile=f`; trainers of this project train without it, others fail"
+    return [Fact("compile", "warn", f"torch.compile fails: {problem}", remedy)]
 
 
 def cores() -> list[Fact]:
