@@ -25,6 +25,9 @@ class Task:
         labeled: key in protocol.json of the cases, or patients, that may be labeled, in the order in which they are.
         tuning: number of training cases held out instead of the test cases where hyperparameters are chosen.
         dataset_id: the first of the hundred dataset ids that this task uses.
+        spacing: of coarser pixels in mm, in patches of at most `longest` pixels, which a CPU can train on; 0 keeps
+            nnU-Net's plan.
+        longest: side of these patches.
     """
 
     folder: str
@@ -33,6 +36,8 @@ class Task:
     labeled: str
     tuning: int
     dataset_id: int
+    spacing: float = 0
+    longest: int = 128
 
     @property
     def patients(self) -> bool:
@@ -44,6 +49,7 @@ TASKS = {
     "la2d": Task("la", "2d", 8, "labeled_16", 12, 700),
     "hippocampus3d": Task("hippocampus", "3d_fullres", 2, "labeled_10", 20, 800),
     "acdc2d": Task("acdc", "2d", 8, "labeled_7_patients", 10, 900),
+    "acdc2d_3mm": Task("acdc", "2d", 8, "labeled_7_patients", 10, 900, spacing=3),
 }
 
 

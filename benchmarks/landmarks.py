@@ -23,8 +23,10 @@ import numpy as np
 import SimpleITK as sitk
 
 from children import environment, run_child
-from nnunet_semi.dataset_conversion.landmarks import as_json, draw_balls
+from nnunet_semi import landmark_files
+from nnunet_semi.dataset_conversion.landmarks import draw_balls
 from nnunet_semi.errors import UserError
+from nnunet_semi.geometry import Geometry
 from prepare import processes, write_json
 
 LIMITS = ("2", "2.5", "3", "4")
@@ -108,8 +110,9 @@ class Benchmark:
             image = read_image(cephalogram)
             sitk.WriteImage(image, raw / "imagesTr" / f"{cephalogram.name}_0000.mha")
             points: dict[str, Any] = dict(zip(names, map(tuple, cephalogram.points.tolist()), strict=True))
-            content = as_json(points, image.GetSize(), image.GetSpacing(), image.GetOrigin())
-            write_json(raw / "landmarksTr" / f"{cephalogram.name}.json", content)
+            geometry = Geometry.of(image.GetSize(), image.GetSpacing(), image.GetOrigin())
+            landmarks = landmark_files.Landmarks.of(points, geometry)
+            landmark_files.write(raw / "landmarksTr" / f"{cephalogram.name}.json", landmarks)
             balls = sitk.GetImageFromArray(draw_balls(points, image.GetSize(), image.GetSpacing()))
             balls.CopyInformation(image)
             sitk.WriteImage(balls, raw / "labelsTr" / f"{cephalogram.name}.mha")

@@ -43,7 +43,8 @@ class Preparation:
     @property
     def configuration(self) -> str:
         """The configuration that all trainings use: narrow, with the batch size of the protocol."""
-        return f"{self.task.configuration}_w{self.width}_b{self.batch_size}"
+        pixels = f"_{self.task.spacing:g}mm" if self.task.spacing else ""
+        return f"{self.task.configuration}{pixels}_w{self.width}_b{self.batch_size}"
 
     def split(self, labeled: int | str) -> Split:
         """The cases by role."""
@@ -100,9 +101,15 @@ class Preparation:
             self.command("nnUNetv2_extract_fingerprint", "-d", dataset[7:10], "-np", processes())
             self.command("nnUNetv2_plan_experiment", "-d", dataset[7:10])
         base, width = self.task.configuration, str(self.width)
+        changes: dict[str, Any] = {"batch_size": self.batch_size}
+        if self.task.spacing:  # nnunet_semi makes the smaller patch and its network; the pixels are the task's
+            longest = str(self.task.longest)
+            self.command("nnunet_semi", "whole_image", "-d", dataset[7:10], "-c", base, "--longest", longest)
+            base = f"{base}_whole{longest}"
+            changes |= {"spacing": [self.task.spacing] * 2, "data_identifier": f"{PLANS}_{self.configuration}"}
         self.command("nnunet_semi", "narrow", "-d", dataset[7:10], "-c", base, "--width", width)
         plans = json.loads(path.read_text(encoding="utf-8"))
-        narrow = {"inherits_from": f"{base}_w{width}", "batch_size": self.batch_size}
+        narrow = {"inherits_from": f"{base}_w{width}", **changes}
         if plans["configurations"].get(self.configuration) != narrow:
             plans["configurations"][self.configuration] = narrow
             write_json(path, plans)

@@ -9,17 +9,18 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
-from nnunet_semi import mha
+from nnunet_semi import landmark_files, mha
 from nnunet_semi.cephalograms import read_cephalogram, stack_header
-from nnunet_semi.dataset_conversion import landmarks
+from nnunet_semi.dataset_conversion.landmarks import draw_balls
 from nnunet_semi.dataset_conversion.plan import LABELED, TEST, Output, Plan, describe
 from nnunet_semi.dataset_conversion.sources import Source
 from nnunet_semi.dataset_conversion.splits import shuffled_parts
 from nnunet_semi.dataset_conversion.volumes import volume
 from nnunet_semi.dataset_conversion.writing import DEFAULT, Conversion, Writing, write_dataset
 from nnunet_semi.errors import Problem, Unusable
+from nnunet_semi.geometry import Geometry
+from nnunet_semi.landmark_files import Landmarks
 from nnunet_semi.orthodontics import NAMES, Cephalogram, read_points
-from nnunet_semi.storage import write_json
 
 LABELS = {"background": 0} | {name: number for number, name in enumerate(NAMES, 1)}
 PARTS = (300, 50, 50)  # training, validation and test images of the published baseline
@@ -107,10 +108,10 @@ class Slice:
         known = [point for point in self.cephalogram.points if point is not None]
         values = read_cephalogram(self.header, self.number, known)
         size, spacing = values.shape[::-1], (self.cephalogram.scale,) * 2
-        labels = landmarks.draw_balls(points, size, spacing)
+        labels = draw_balls(points, size, spacing)
         outputs: list[Output] = []
         for array in (values, labels):
             image = sitk.GetImageFromArray(array)
             image.SetSpacing(spacing)
             outputs.append(volume(image))
-        return [*outputs, partial(write_json, content=landmarks.as_json(points, size, spacing, (0.0, 0.0)))]
+        return [*outputs, partial(landmark_files.write, landmarks=Landmarks.of(points, Geometry.of(size, spacing)))]

@@ -1,38 +1,14 @@
-"""Landmarks as files: exact coordinates in JSON, and small discs or balls in a label map for stock commands."""
+"""Landmarks as small discs or balls in a label map, which stock commands want beside the exact coordinates."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 RADIUS = 2.0  # mm
 
 Point = tuple[float, ...]
-
-
-def as_json(
-    points: Mapping[str, Point | None], size: Sequence[int], spacing: Sequence[float], origin: Sequence[float]
-) -> dict[str, Any]:
-    """The contents of landmarksTr/CASE.json.
-
-    All coordinates are in the order x, y(, z). `voxel` counts from the centre of the first pixel, so that a pixel's
-    centre has whole numbers; `world` is origin + spacing · voxel, in mm. Both are null for a missing landmark.
-
-    Args:
-        points: name → coordinates in pixels, None for a missing one; in the order of the labels 1, 2, …
-        size: of the image.
-        spacing: of the image, in mm.
-        origin: of the image, in mm.
-    """
-    described = []
-    for label, (name, point) in enumerate(points.items(), 1):
-        world = None if point is None else [o + s * c for o, s, c in zip(origin, spacing, point, strict=True)]
-        described.append(
-            {"name": name, "label": label, "voxel": None if point is None else list(point), "world": world}
-        )
-    return {"size": list(size), "spacing": list(spacing), "origin": list(origin), "landmarks": described}
 
 
 def draw_balls(

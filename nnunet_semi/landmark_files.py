@@ -21,6 +21,7 @@ from nnunet_semi.geometry import Geometry
 from nnunet_semi.raw import load_json, name_some
 from nnunet_semi.storage import write_json
 
+DECIMALS = 6  # of coordinates in files
 AGREEMENT = 0.05  # voxels by which `voxel` and `world` of a file may differ
 
 
@@ -40,6 +41,13 @@ class Landmarks:
     voxel: np.ndarray
     geometry: Geometry
     details: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, points: Mapping[str, Sequence[float] | None], geometry: Geometry) -> Landmarks:
+        """From name → voxel coordinates x, y(, z), None for a missing one; in the order of the labels 1, 2, …"""
+        missing = (np.nan,) * geometry.dim
+        voxel = np.array([missing if point is None else point for point in points.values()], float)
+        return cls(tuple(points), voxel.reshape(len(points), geometry.dim)[:, ::-1], geometry)
 
     @property
     def world(self) -> np.ndarray:
@@ -169,4 +177,4 @@ def _details(entries: list[dict[str, Any]]) -> dict[str, np.ndarray]:
 
 
 def _numbers(values: np.ndarray) -> list[float] | None:
-    return None if np.isnan(values).any() else [round(float(value), 4) for value in values]
+    return None if np.isnan(values).any() else [round(float(value), DECIMALS) for value in values]

@@ -287,7 +287,7 @@ class PluginTrainer(nnUNetTrainer):
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """Restore everything and say so in one line of the log."""
         super().load_checkpoint(filename_or_checkpoint)
-        checkpoint = torch.load(filename_or_checkpoint, map_location=self.device, weights_only=False)
+        checkpoint = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False)
         self.load_extra_state(checkpoint.get(CHECKPOINT_KEY, {}))
         # nnU-Net writes checkpoint_latest before it notes that its epoch was the best one so far
         self._best_ema = max(self.logger.get_value("ema_fg_dice", step=None), default=None)

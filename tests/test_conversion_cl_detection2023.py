@@ -29,7 +29,7 @@ from conversion_sources import (
 from nnunet_semi import mha
 from nnunet_semi.cephalograms import grey
 from nnunet_semi.dataset_conversion import cl_detection2023
-from nnunet_semi.dataset_conversion.landmarks import as_json, draw_balls
+from nnunet_semi.dataset_conversion.landmarks import draw_balls
 from nnunet_semi.errors import Unusable
 
 
@@ -157,11 +157,6 @@ def test_balls_in_three_dimensions_and_more_than_255_of_them() -> None:
     assert labels.shape == (8, 7, 6) and labels[4, 3, 2] == 1 and labels.sum() == 7
     many = draw_balls({str(i): (float(i), 0.0) for i in range(300)}, (300, 1), (1, 1), radius=0.4)
     np.testing.assert_array_equal(many[0], np.arange(1, 301))
-
-
-def test_world_coordinates_start_at_the_origin() -> None:
-    [entry] = as_json({"a": (2.0, 3.0)}, (5, 5), (0.5, 2.0), (10.0, -1.0))["landmarks"]
-    assert entry["world"] == [11.0, 5.0]
 
 
 # --- slices ---

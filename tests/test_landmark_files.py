@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_semi.dataset_conversion.landmarks import as_json as as_conversion_writes
 from nnunet_semi.errors import UserError
 from nnunet_semi.geometry import Geometry
 from nnunet_semi.landmark_files import Landmarks, check_names, read, write
@@ -45,9 +44,9 @@ def test_world_is_that_of_simpleitk() -> None:
     np.testing.assert_allclose(landmarks().geometry.voxel(landmarks().world), landmarks().voxel)
 
 
-def test_files_of_the_converters_are_read(tmp_path: Path) -> None:
-    content = as_conversion_writes({"a": (3.0, 4.5), "b": None}, (20, 10), (0.1, 0.2), (1.0, 2.0))
-    (tmp_path / "case.json").write_text(json.dumps(content))
+def test_points_with_names_become_a_file(tmp_path: Path) -> None:
+    geometry = Geometry.of((20, 10), (0.1, 0.2), (1.0, 2.0))
+    write(tmp_path / "case.json", Landmarks.of({"a": (3.0, 4.5), "b": None}, geometry))
     found = read(tmp_path / "case.json")
     np.testing.assert_allclose(found.voxel, [[4.5, 3.0], [np.nan, np.nan]])
     np.testing.assert_allclose(found.world[0], [1.3, 2.9])

@@ -308,10 +308,23 @@ def test_steps_that_are_done_stay_done(tmp_path: Path) -> None:
     ],
 )
 def test_other_settings_are_refused_in_a_sentence(tmp_path: Path, change: dict[str, Any], said: str) -> None:
-    begun(tmp_path)
+    run = begun(tmp_path)
+    for step in ("round_1/select", "round_2/select"):
+        run.mark_done(step, 1)
     with pytest.raises(WrongUse, match=said) as caught:
         RunFolder.load(tmp_path, replace(SETTINGS, **change), None)
     assert "\n" not in str(caught.value) and "another folder with -o" in str(caught.value)
+
+
+def test_rules_may_be_loosened_until_cases_were_selected_by_them(tmp_path: Path) -> None:
+    looser = replace(SETTINGS, first=["top:.9"], later=["threshold:.1"])
+    run = begun(tmp_path)
+    changed = RunFolder.load(tmp_path, looser, None)
+    assert changed is not None and changed.settings == looser
+    run.mark_done("round_1/select", 1)
+    assert RunFolder.load(tmp_path, replace(looser, first=SETTINGS.first), None)
+    with pytest.raises(WrongUse, match="with first .* but top:.9 was asked for"):
+        RunFolder.load(tmp_path, looser, None)
 
 
 def test_another_id_is_refused(tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def _write_table(output: Path, cases: dict[str, list[str]]) -> None:
         details = [landmarks.details.get(name, nothing) for name in DETAILS]
         for index, name in enumerate(landmarks.names):
             place = [*landmarks.voxel[index, ::-1], *landmarks.world[index]]
-            values = [*(round(float(v), 4) for v in place), *(round(float(of[index]), 4) for of in details)]
+            values = [round(float(v), landmark_files.DECIMALS) for v in [*place, *(of[index] for of in details)]]
             writer.writerow([case, index + 1, name, *("" if math.isnan(value) else value for value in values)])
     with atomic_path(output / TABLE) as temporary:
         temporary.write_text(text.getvalue(), encoding="utf-8")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -68,7 +68,7 @@ class RunFolder:
             number: the id asked for the first round's dataset, if any.
 
         Raises:
-            WrongUse: the folder holds a self-training with other settings.
+            WrongUse: the folder holds a self-training with other settings; rules not yet used may differ.
             UserError: its state cannot be read.
         """
         file = path / STATE
@@ -82,7 +82,7 @@ class RunFolder:
             raise UserError(f"{file} cannot be read ({error!r}); choose another folder with -o") from error
         wanted = asdict(settings)
         for name in {**wanted, **before}:
-            if before.get(name) != wanted.get(name):
+            if before.get(name) != wanted.get(name) and not _may_change(name, done):
                 raise WrongUse(
                     f"{path} holds a self-training with {name} {_shown(before.get(name))}, but "
                     f"{_shown(wanted.get(name))} was asked for; give the same settings to go on with it, or another "
@@ -96,6 +96,14 @@ class RunFolder:
         run = cls(path, settings, numbers, fold)
         run._seconds = done
         return run
+
+
+def _may_change(setting: str, done: Iterable[str]) -> bool:
+    """Rules may, until cases were selected by them: those that no case fulfils can be loosened."""
+    selected = {step for step in done if step.endswith("/select")}
+    if setting == "first":
+        return "round_1/select" not in selected
+    return setting == "later" and selected <= {"round_1/select"}
 
 
 def _shown(value: object) -> str:
