@@ -354,7 +354,15 @@ def test_images_and_label_maps_that_are_gone_are_told(dataset, scores, tmp_path)
     (dataset / "predictions" / "case_3.png").unlink()
     page = page_of([scores], tmp_path)
     assert "There is no picture of the worst case case_3" in page.words
-    assert "The image of case_2 is not at hand, so it is drawn on grey." in page.words
+    assert "case_2 is drawn on grey: the image of case_2 is not at hand." in page.words
+
+
+def test_images_that_cannot_be_read_or_have_another_size_are_told(dataset, scores, tmp_path):
+    (dataset / "imagesTs" / "case_3_0000.png").write_bytes(b"no picture")
+    Image.fromarray(np.zeros((3, 4), np.uint8)).save(dataset / "imagesTs" / "case_0_0000.png")
+    words = page_of([scores], tmp_path).words
+    assert "The worst case case_3 is drawn on grey: the image " in words and "cannot be read (" in words
+    assert "The best case case_0 is drawn on grey: the image " in words and "has the shape (3, 4), not " in words
 
 
 def test_a_moved_result_finds_its_predictions_beside_the_summary(dataset, tmp_path):

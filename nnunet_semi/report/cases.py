@@ -21,8 +21,8 @@ LEAST = 48  # voxels that are shown along an axis, if the image has them
 DASH = 5  # pixels
 
 
-def draw_case(case: Case, landmarks: bool, size: int) -> bytes:
-    """A JPEG of one case.
+def draw_case(case: Case, landmarks: bool, size: int) -> tuple[bytes, str]:
+    """A JPEG of one case, and why its image is not in it; that is empty where it is.
 
     Args:
         case: with the files of its reference and its prediction.
@@ -37,58 +37,63 @@ def draw_case(case: Case, landmarks: bool, size: int) -> bytes:
     for path in (case.reference, case.prediction):
         if not path.is_file():
             raise UserError(f"{path} does not exist")
-    page = _landmarks(case, size) if landmarks else _contours(case, size)
+    page, missing = (_landmarks if landmarks else _contours)(case, size)
     file = BytesIO()
     page.save(file, format="jpeg", quality=80, subsampling=0, optimize=True)  # thin lines keep their colours
-    return file.getvalue()
+    return file.getvalue(), missing
 
 
 # --- landmarks ---
 
 
-def _landmarks(case: Case, size: int) -> Image.Image:
+def _landmarks(case: Case, size: int) -> tuple[Image.Image, str]:
     assert case.reference and case.prediction
     reference, prediction = landmark_files.read(case.reference), landmark_files.read(case.prediction)
     errors = np.linalg.norm(reference.world - prediction.world, axis=1)
     shape, spacing = reference.geometry.shape, reference.geometry.spacing[::-1]
     if int(np.prod(shape)) > 1 << 30:
         raise UserError(f"{case.reference} states the size {reference.geometry.size}, which is too large to draw")
-    values = _image(case.reference, case.name, shape)
-    return draw_landmarks(Picture(values, spacing), reference.voxel, prediction.voxel, errors, size * 3 // 2)
+    values, missing = _image(case.reference, case.name, shape)
+    page = draw_landmarks(Picture(values, spacing), reference.voxel, prediction.voxel, errors, size * 3 // 2)
+    return page, missing
 
 
 # --- label maps ---
 
 
-def _contours(case: Case, size: int) -> Image.Image:
+def _contours(case: Case, size: int) -> tuple[Image.Image, str]:
     assert case.reference and case.prediction
     (reference, grid), (prediction, _) = (read_label_map(path) for path in (case.reference, case.prediction))
     if reference.shape != prediction.shape:
         raise UserError(f"{case.prediction} has the shape {prediction.shape}; expected {reference.shape}")
-    image = _image(case.reference, case.name, reference.shape)
+    image, missing = _image(case.reference, case.name, reference.shape)
     spacing = _spacing(grid)
     if image.ndim == 3:
         index = _slice(reference, prediction)
         image, reference, prediction = image[index], reference[index], prediction[index]
         spacing = spacing[1:]
     box = _box((reference > 0) | (prediction > 0))
-    return _draw(image[box], reference[box], prediction[box], spacing, size)
+    return _draw(image[box], reference[box], prediction[box], spacing, size), missing
 
 
 def _spacing(grid: Grid) -> tuple[float, ...]:
     return grid.spacing or (1.0,) * len(grid.shape)
 
 
-def _image(reference: Path, case: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """The image of a case, or mid-grey where there is none."""
+def _image(reference: Path, case: str, shape: tuple[int, ...]) -> tuple[NDArray[np.uint8], str]:
+    """The image of a case, or mid-grey, on which contours still say something, and why it is that."""
     path = find_image(reference, case)
-    try:
-        values = read_picture(path).values if path else None
-        if values is not None and values.size == int(np.prod(shape)):
-            return values.reshape(shape)
-    except UserError:
-        pass  # contours on grey still say something
-    return np.full(shape, 110, np.uint8)
+    if path is None:
+        missing = f"the image of {case} is not at hand"
+    else:
+        try:
+            values = read_picture(path).values
+            if values.size == int(np.prod(shape)):
+                return values.reshape(shape), ""
+            missing = f"the image {path} has the shape {values.shape}, not {shape} as {reference}"
+        except UserError as error:
+            missing = str(error)
+    return np.full(shape, 110, np.uint8), missing
 
 
 def _slice(reference: LabelMap, prediction: LabelMap) -> int:

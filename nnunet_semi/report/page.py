@@ -14,7 +14,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from nnunet_semi import __version__
 from nnunet_semi.errors import UserError
-from nnunet_semi.pictures.images import find_image
 from nnunet_semi.report.cases import draw_case
 from nnunet_semi.report.charts import MOST_CLASSES, box_chart, curves_chart
 from nnunet_semi.report.results import Result, find_results
@@ -180,13 +179,13 @@ def _cases(scores: Scores, size: int) -> tuple[list[Figure], list[str]]:
             continue
         shown.add(place)
         case, value = ranking[place]
-        if case.reference and not find_image(case.reference, case.name):
-            notes.append(f"The image of {case.name} is not at hand, so it is drawn on grey.")
         try:
-            picture = draw_case(case, scores.landmarks, size)
+            picture, missing = draw_case(case, scores.landmarks, size)
         except UserError as error:
             notes.append(f"There is no picture of the {word.lower()} case {case.name}: {error}.")
             continue
+        if missing:
+            notes.append(f"The {word.lower()} case {case.name} is drawn on grey: {missing}.")
         figures.append(
             _figure_of(word, case, f"{scores.main} {_with_unit(scores.main, value, scores.unit)}", scores, picture)
         )
