@@ -107,7 +107,12 @@ class PluginTrainer(nnUNetTrainer):
         if self.seed is None:
             self.seed = self._drawn_seed()
         self._kept()  # says now what is wrong with keep_checkpoints
+        self.logger.local_logger = self.curve_logger()
         self.iteration = 0  # of the current epoch
+
+    def curve_logger(self) -> Any:
+        """The logger that holds and draws the curves: nnU-Net's. A hook for trainers with further ones."""
+        return self.logger.local_logger
 
     # --- random numbers ---
 

@@ -56,16 +56,9 @@ class nnUNetTrainerHeatmap(PluginTrainer):
     rotation: float = 15.0
     success_radius: float = 2.0
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net's own signature)
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        self.logger.local_logger = LandmarkCurves()
+    def curve_logger(self) -> Any:
+        """nnU-Net's logger with errors in mm."""
+        return LandmarkCurves()
 
     def initialize(self) -> None:
         """Build what nnU-Net builds, after a look at dataset.json.

@@ -36,16 +36,9 @@ class nnUNetTrainerHeatmapMeanTeacher(nnUNetTrainerTeacher, nnUNetTrainerHeatmap
     smallest_peak: float = 0.6
     curve_names: Sequence[str] = ("semi_confidence", "semi_kept")
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net's own signature)
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        self.logger.local_logger = LandmarkCurves(self.curves, [SHARES])
+    def curve_logger(self) -> Any:
+        """nnU-Net's logger with errors in mm and the curves of unlabeled images."""
+        return LandmarkCurves(self.curves, [SHARES])
 
     def training_stream(self, labeled: nnUNetDataLoader) -> TwoStreams:
         """Labeled images with their points beside unlabeled ones."""

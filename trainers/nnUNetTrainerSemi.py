@@ -97,18 +97,15 @@ class nnUNetTrainerSemi(PluginTrainer):
     perturbation: Callable[..., IntensityPerturbation] = IntensityPerturbation.strong
     curve_names: Sequence[str] = ("semi_confidence",)
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net's own signature)
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        self.curves = ["semi_loss_labeled", "semi_loss_unlabeled", "semi_weight", *self.curve_names]
+    @property
+    def curves(self) -> list[str]:
+        """Names of all curves that each epoch logs beside nnU-Net's own and those per class."""
+        return ["semi_loss_labeled", "semi_loss_unlabeled", "semi_weight", *self.curve_names]
+
+    def curve_logger(self) -> Any:
+        """nnU-Net's logger with the curves of unlabeled images."""
         lists = (SHARES, KEPT) if "semi_kept" in self.curves else (SHARES,)
-        self.logger.local_logger = CurveLogger(self.curves, self._output_names(), lists)
+        return CurveLogger(self.curves, self._output_names(), lists)
 
     def _output_names(self) -> list[str]:
         """The class or region of each output of the network, as dataset.json names them."""
