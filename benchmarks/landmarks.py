@@ -29,6 +29,7 @@ from nnunet_semi.errors import UserError
 from nnunet_semi.geometry import Geometry
 from prepare import processes, write_json
 
+READERS = ("senior", "junior")
 LIMITS = ("2", "2.5", "3", "4")
 TUNING = 120  # training images; the other 30 are validated
 
@@ -68,6 +69,8 @@ class Benchmark:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.configuration = f"2d_whole{args.longest}_w{args.width}"
+        training = read_cephalograms(args.data, "train")
+        self.validated = training[TUNING:] if args.tuning else read_cephalograms(args.data, "test1")
 
     def run(self, *command: str) -> None:
         """Runs a command to its end; its output goes into logs/landmarks.log."""
@@ -82,17 +85,17 @@ class Benchmark:
     def prepare(self, labeled: int) -> None:
         """Makes, plans and preprocesses a dataset, unless it is there."""
         dataset, training = self.dataset(labeled), read_cephalograms(self.args.data, "train")
-        validation = training[TUNING:] if self.args.tuning else read_cephalograms(self.args.data, "test1")
         training = training[:TUNING] if self.args.tuning else training
         raw = self.args.work / "nnUNet_raw" / dataset
         if not (raw / "dataset.json").is_file():
-            self._write(raw, [*training[:labeled], *validation], training[labeled:])
+            self._write(raw, [*training[:labeled], *self.validated], training[labeled:])
         splits = self.args.work / "nnUNet_preprocessed" / dataset / "splits_final.json"
         if not splits.is_file():
             number = dataset[7:10]
             self.run("nnUNetv2_extract_fingerprint", "-d", number, "-np", processes())
             self.run("nnUNetv2_plan_experiment", "-d", number)
-            write_json(splits, [{"train": [c.name for c in training[:labeled]], "val": [c.name for c in validation]}])
+            names = [[c.name for c in part] for part in (training[:labeled], self.validated)]
+            write_json(splits, [dict(zip(("train", "val"), names, strict=True))])
         if not (splits.parent / "dataset.json").is_file():
             write_json(splits.parent / "dataset.json", json.loads((raw / "dataset.json").read_text(encoding="utf-8")))
         if not (splits.parent / f"nnUNetPlans_2d_whole{self.args.longest}").is_dir():
@@ -138,7 +141,36 @@ class Benchmark:
             self.run(*command, "-device", self.args.device)
         means = json.loads(summary.read_text(encoding="utf-8"))["foreground_mean"]
         errors = {f"SDR {limit} mm": means[f"SDR {limit} mm"] for limit in LIMITS}
-        return {"trainer": trainer, "labeled": labeled, "seed": seed, "MRE": means["MRE"], **errors}
+        found = errors_of(summary.parent, self.validated)
+        readers = {f"MRE of {reader}": float(np.nanmean(found[reader])) for reader in READERS}
+        row = {"trainer": trainer, "labeled": labeled, "seed": seed, "MRE": means["MRE"], **errors, **readers}
+        return {**row, "in 90 % region": self.coverage(dataset, name)} if self.args.tuning else row
+
+    def coverage(self, dataset: str, trainer: str) -> float:
+        """The share of the landmarks of test1 that are not farther away than `predict_landmarks` says.
+
+        The uncertainties are calibrated on the validation cases, which are training images.
+        """
+        raw, output = self.args.work.resolve() / "coverage" / "test1", self.args.work.resolve() / "coverage" / trainer
+        test = read_cephalograms(self.args.data, "test1")
+        if not raw.is_dir():
+            raw.mkdir(parents=True)
+            for cephalogram in test:
+                sitk.WriteImage(read_image(cephalogram), raw / f"{cephalogram.name}_0000.mha")
+        model = ("-d", dataset, "-c", self.configuration, "-f", "0", "-tr", trainer, "-device", self.args.device)
+        self.run("nnunet_semi", "predict_landmarks", "-i", str(raw), "-o", str(output), *model, "--continue_prediction")
+        files = [landmark_files.read(output / f"{cephalogram.name}.json") for cephalogram in test]
+        radii = np.stack([landmarks.details["uncertainty_mm"] for landmarks in files])
+        return float((errors_of(output, test)["mean"] <= radii).mean())
+
+
+def errors_of(folder: Path, cephalograms: Sequence[Cephalogram]) -> dict[str, np.ndarray]:
+    """Distances in mm, (images, landmarks), of predicted landmarks to the mean of the readers and to each of them."""
+    found = np.stack([landmark_files.read(folder / f"{c.name}.json").voxel[:, ::-1] for c in cephalograms])
+    references = {"mean": [c.points for c in cephalograms]}
+    references |= {reader: [c.readers[index] for c in cephalograms] for index, reader in enumerate(READERS)}
+    spacing = np.array([c.spacing for c in cephalograms])[:, None]
+    return {name: np.linalg.norm(found - np.stack(points), axis=2) * spacing for name, points in references.items()}
 
 
 def read_image(cephalogram: Cephalogram) -> sitk.Image:
@@ -178,9 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Does it all and prints a table in Markdown; gives the exit code, as the commands of nnunet_semi do."""
     args = parse(arguments)
     benchmark = Benchmark(args)
-    test = read_cephalograms(args.data, "train")[TUNING:] if args.tuning else read_cephalograms(args.data, "test1")
-    rows = [between_readers(test)]
-    print("|", " | ".join(rows[0]), "|\n|", " | ".join("---" for _ in rows[0]), "|")
+    rows = [between_readers(benchmark.validated)]
     try:
         for labeled in args.labeled:
             benchmark.prepare(labeled)
@@ -189,8 +219,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"landmarks.py: {problem}", file=sys.stderr)
         return problem.exit_code
     finally:
+        print("|", " | ".join(rows[-1]), "|\n|", " | ".join("---" for _ in rows[-1]), "|")
         for row in rows:
-            print("|", " | ".join(f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()), "|")
+            values = [row.get(name, "") for name in rows[-1]]
+            print("|", " | ".join(f"{v:.3f}" if isinstance(v, float) else str(v) for v in values), "|")
     return 0
 
 
