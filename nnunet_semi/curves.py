@@ -108,6 +108,29 @@ class CurveLogger(LocalLogger):
             temporary.write_text(text.getvalue())
 
 
+def vanished(rows: Sequence[Sequence[float]], outputs: Sequence[str]) -> list[str]:
+    """A warning for each class whose share has in the last epoch fallen below a tenth of what it was at its largest.
+
+    That is how unlabeled images unlearn a class: its pseudo labels shrink, and are learned. Each fall is told once; the
+    first epoch does not count, in which a network knows nothing.
+
+    Args:
+        rows: shares of the classes in every epoch; an epoch without them is empty.
+        outputs: names of the classes.
+    """
+    shares = np.array([row for row in rows[1:] if len(row)])
+    if len(shares) < 2:
+        return []
+    limit = 0.1 * np.maximum.accumulate(shares, axis=0)
+    fallen = (shares[-1] < limit[-1]) & (shares[-2] >= limit[-2])
+    return [
+        f"warning: pseudo labels of {name} take less than a tenth of what they took of the unlabeled images before, so "
+        "that these may be unlearning it; see progress.png, compare with nnUNetTrainer, or lower unsupervised_weight"
+        for name, fell in zip(outputs, fallen, strict=False)
+        if fell
+    ]
+
+
 def class_curves(values: np.ndarray, num_outputs: int) -> dict[str, list[float]]:
     """The list-valued curves of an epoch.
 

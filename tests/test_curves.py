@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nnunet_semi.curves import KEPT, SHARES, CurveLogger, class_curves, log_line
+from nnunet_semi.curves import KEPT, SHARES, CurveLogger, class_curves, log_line, vanished
 
 CURVES = ["semi_loss_labeled", "semi_loss_unlabeled", "semi_weight", "semi_confidence"]
 
@@ -45,6 +45,16 @@ def test_the_table_has_a_row_per_epoch(tmp_path):
     assert [float(row["share_disc"]) for row in rows] == [0.75] * 3
     first = logger.my_fantastic_logging["semi_weight"][0]
     assert float(rows[0]["semi_weight"]) == pytest.approx(first, rel=1e-5)
+
+
+def test_a_class_whose_pseudo_labels_shrink_is_told_once():
+    shares = [0.5, 0.03, 0.06, 0.02, 0.0059, 0.004, 0.03, 0.001]  # of the second class; nothing was known in epoch 0
+    rows = [[1 - share, share, 0.0] for share in shares]
+    told = {epoch: vanished(rows[: epoch + 1], ["background", "disc", "never"]) for epoch in range(len(rows))}
+    assert [epoch for epoch, warnings in told.items() if warnings] == [4, 7]
+    [warning] = told[4]
+    assert warning.startswith("warning: pseudo labels of disc take less than a tenth")
+    assert vanished([[], [], [0.5, 0.5], [1.0, 0.0]], ["background", "disc"]) != []  # epochs of a stock checkpoint
 
 
 def test_curves_go_through_a_checkpoint():

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from nnunet_semi.consistency.losses import PseudoLabelLoss
 from nnunet_semi.consistency.pseudo_label import class_shares
 from nnunet_semi.consistency.ramp import sigmoid_rampup
-from nnunet_semi.curves import KEPT, SHARES, CurveLogger, class_curves, log_line
+from nnunet_semi.curves import KEPT, SHARES, CurveLogger, class_curves, log_line, vanished
 from nnunet_semi.perturbation.intensity import IntensityPerturbation
 from nnunet_semi.plugin_trainer import PluginTrainer
 from nnunet_semi.unlabeled.index import UnlabeledIndex
@@ -222,6 +222,8 @@ class nnUNetTrainerSemi(PluginTrainer):
         for name, value in {**curves, **per_class}.items():
             self.logger.log(name, value, self.current_epoch)
         self.print_to_log_file(log_line(curves, per_class))
+        for warning in vanished(self.logger.get_value(SHARES, step=None), self._output_names()):
+            self.print_to_log_file(warning)
 
     # --- unlabeled data ---
 
