@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import shlex
 import shutil
@@ -26,7 +27,15 @@ from nnunet_semi.narrow import narrow
 from nnunet_semi.selftraining.branch import branch, reserve
 from nnunet_semi.selftraining.folder import STATE, RunFolder
 from nnunet_semi.selftraining.plan import BEING_WRITTEN, all_steps, continue_training, remove_half_written
-from nnunet_semi.selftraining.results import RoundResult, best_round, improved, is_validated, table, write_results
+from nnunet_semi.selftraining.results import (
+    RoundResult,
+    best_round,
+    improved,
+    is_validated,
+    table,
+    validation_dice,
+    write_results,
+)
 from nnunet_semi.selftraining.run import selftrain
 from nnunet_semi.selftraining.settings import Settings, parse_rules, select_options, trainer_names
 from small_dataset import environment
@@ -385,6 +394,17 @@ def test_a_validation_counts_when_its_summary_is_whole(tmp_path: Path) -> None:
     assert not is_validated(tmp_path)
     file.write_text('{"foreground_mean": {"Dice": 0.5}, "mean": {}}')
     assert is_validated(tmp_path)
+
+
+def test_a_class_that_no_validation_case_has_is_left_out_of_the_mean(tmp_path: Path) -> None:
+    """nnU-Net's own mean is NaN then."""
+    (tmp_path / "validation").mkdir()
+    values = {"1": {"Dice": 0.5}, "2": {"Dice": float("nan")}, "(1, 2)": {"Dice": 0.7}}
+    content = {"foreground_mean": {"Dice": float("nan")}, "mean": values}
+    (tmp_path / "validation" / "summary.json").write_text(json.dumps(content))
+    dice, per_class = validation_dice(tmp_path, {"background": 0, "lip": 1, "other": 2, "whole": [1, 2]})
+    assert dice == pytest.approx(0.6)
+    assert per_class["lip"] == 0.5 and math.isnan(per_class["other"]) and per_class["whole"] == 0.7
 
 
 def test_predictions_that_may_be_half_written_are_made_again(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
@@ -24,7 +26,7 @@ class RoundResult:
         number: of the round; 0 is the supervised training.
         dataset, trainer: with which it was trained.
         labeled, pseudo_labeled: training cases of each kind.
-        dice: mean over the foreground classes and the validation cases, as nnU-Net's summary.json has it.
+        dice: mean over the validation cases, and over the foreground classes that are there.
         dice_per_class: class → the mean over the validation cases.
         validation: the summary.json.
         minutes: what its steps took.
@@ -58,6 +60,9 @@ def _validation(fold_folder: Path) -> dict[str, Any] | None:
 def validation_dice(fold_folder: Path, labels: Mapping[str, Any]) -> tuple[float, dict[str, float]]:
     """The mean foreground Dice of a fold, and that of each class or region by its name.
 
+    A class that no validation case has, and none was predicted to have, is NaN and left out of the mean, which would be
+    NaN otherwise, as it is in nnU-Net's summary: with few labels that is common.
+
     Args:
         fold_folder: of a training that was validated.
         labels: `labels` of dataset.json.
@@ -66,7 +71,8 @@ def validation_dice(fold_folder: Path, labels: Mapping[str, Any]) -> tuple[float
     assert content is not None, f"{fold_folder} was not validated"
     names = {str(tuple(value) if isinstance(value, (list, tuple)) else value): name for name, value in labels.items()}
     per_class = {names.get(key, key): float(values["Dice"]) for key, values in content["mean"].items()}
-    return float(content["foreground_mean"]["Dice"]), per_class
+    found = [dice for dice in per_class.values() if not math.isnan(dice)]
+    return statistics.fmean(found) if found else math.nan, per_class
 
 
 def best_round(results: Sequence[RoundResult]) -> RoundResult:
