@@ -49,7 +49,7 @@ TASKS = {
     "la2d": Task("la", "2d", 8, "labeled_16", 12, 700),
     "hippocampus3d": Task("hippocampus", "3d_fullres", 2, "labeled_10", 20, 800),
     "acdc2d": Task("acdc", "2d", 8, "labeled_7_patients", 10, 900),
-    "acdc2d_3mm": Task("acdc", "2d", 8, "labeled_7_patients", 10, 900, spacing=3),
+    "acdc2d_3mm": Task("acdc", "2d", 8, "labeled_7_patients", 10, 600, spacing=3),
 }
 
 
