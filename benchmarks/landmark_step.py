@@ -64,16 +64,15 @@ def measure(count: int, repeats: int) -> dict[str, Any]:
 
         os.environ.update(environment(Path(folder)) | {"nnUNet_n_proc_DA": "0"})
         make_dataset(Path(folder), count)
-        plans = json.loads(plan(1, ["2d"]).read_text(encoding="utf-8"))
-        settings = plans["configurations"]["2d"]
-        settings |= {"batch_size": BATCH, "patch_size": [SIZE, SIZE]}
-        features = settings["architecture"]["arch_kwargs"]["features_per_stage"]
-        settings["architecture"]["arch_kwargs"]["features_per_stage"] = [
-            WIDTH * 2**stage for stage in range(len(features))
-        ]
+        path = plan(1, ["2d"])
         import torch
 
-        trainer = make_trainer(TRAINER, plans, "2d", "cpu")
+        from nnunet_semi.narrow import narrow
+
+        configuration = narrow(1, "2d", WIDTH)
+        plans = json.loads(path.read_text(encoding="utf-8"))
+        plans["configurations"][configuration] |= {"batch_size": BATCH, "patch_size": [SIZE, SIZE]}
+        trainer = make_trainer(TRAINER, plans, configuration, "cpu")
         trainer.on_train_start()
         trainer.on_train_epoch_start()
         torch.set_num_threads(1)

@@ -94,8 +94,8 @@ class Benchmark:
             number = dataset[7:10]
             self.run("nnUNetv2_extract_fingerprint", "-d", number, "-np", processes())
             self.run("nnUNetv2_plan_experiment", "-d", number)
-            names = [[c.name for c in part] for part in (training[:labeled], self.validated)]
-            write_json(splits, [dict(zip(("train", "val"), names, strict=True))])
+            fold = {"train": [c.name for c in training[:labeled]], "val": [c.name for c in self.validated]}
+            write_json(splits, [fold])
         if not (splits.parent / "dataset.json").is_file():
             write_json(splits.parent / "dataset.json", json.loads((raw / "dataset.json").read_text(encoding="utf-8")))
         if not (splits.parent / f"nnUNetPlans_2d_whole{self.args.longest}").is_dir():
