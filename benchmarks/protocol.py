@@ -47,6 +47,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trainings at the same time; they share cores")
     parser.add_argument("--workers", type=int, metavar="N", help="augmentation workers per training")
     parser.add_argument("--compile", action="store_true", help="let nnU-Net compile the networks")
+    parser.add_argument("--ending", default="", help="of the name of every trainer, such as _nomirror")
     parser.add_argument("--no-mirroring", action="store_true", help="predict without nnU-Net's mirrored copies")
     parser.add_argument("--stage", nargs="+", choices=STAGES, default=STAGES, help="do only this (default: all)")
     return parser.parse_args(arguments)
@@ -57,7 +58,13 @@ def planned_runs(args: argparse.Namespace) -> list[Run]:
     task = TASKS[args.task]
     preparation = Preparation(args.data, args.work, task, args.test, args.width, args.batch or task.batch_size)
     options = Options(
-        args.epochs, args.iterations, args.device, args.workers, args.compile, mirroring=not args.no_mirroring
+        args.epochs,
+        args.iterations,
+        args.device,
+        args.workers,
+        args.compile,
+        mirroring=not args.no_mirroring,
+        ending=args.ending,
     )
     groups = [(trainer, labeled) for labeled in args.labeled for trainer in args.trainers]
     if args.all_labels:

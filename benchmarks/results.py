@@ -12,7 +12,7 @@ from typing import Any
 from cases import ALL
 
 # Runs that agree in these may be compared with each other.
-PROTOCOL = ("task", "test", "configuration", "epochs", "iterations", "device", "mirroring")
+PROTOCOL = ("task", "test", "configuration", "epochs", "iterations", "device", "mirroring", "ending")
 IDENTITY = (*PROTOCOL, "trainer", "labeled", "seed")
 SUPERVISED = "nnUNetTrainer"
 
@@ -42,7 +42,7 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
 def is_done(rows: Iterable[Row], identity: Mapping[str, Any]) -> bool:
     """Whether a run is among the rows."""
     wanted = {name: str(value) for name, value in identity.items()}
-    return any(all(row.get(name) == value for name, value in wanted.items()) for row in rows)
+    return any(all(row.get(name, "") == value for name, value in wanted.items()) for row in rows)
 
 
 def gap_share(few: float, method: float, full: float) -> float | None:
@@ -59,7 +59,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def _key(row: Row, columns: Sequence[str]) -> tuple[str, ...]:
-    return tuple(row[name] for name in columns)
+    return tuple(row.get(name, "") for name in columns)
 
 
 def _table(protocol: Row, rows: list[Row]) -> str:
@@ -74,7 +74,8 @@ def _table(protocol: Row, rows: list[Row]) -> str:
     title = (
         f"{protocol['task']}, {protocol['configuration']}, {protocol['epochs']} × {protocol['iterations']} iterations, "
         f"{protocol['device']}, {rows[0]['cases']} {protocol['test']} cases"
-        + ("" if protocol["mirroring"] == "True" else ", no mirroring")
+        + ("" if protocol["mirroring"] == "True" else ", no mirrored copies")
+        + (f", names end in {protocol['ending']}" if protocol["ending"] else "")
     )
     return "\n".join([title, "", *map(_cells, [head, ["---"] * len(head), *lines])])
 

@@ -32,6 +32,7 @@ class Options:
     workers: int | None
     compiled: bool
     mirroring: bool
+    ending: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,9 @@ class Run:
 
     @property
     def trainer_name(self) -> str:
-        """The trainer with length and seed, as nnU-Net is given it."""
-        return f"{self.trainer}_{self.options.epochs}epochs_{self.options.iterations}iters_seed{self.seed}"
+        """The trainer with ending, length and seed, as nnU-Net is given it."""
+        options = self.options
+        return f"{self.trainer}{options.ending}_{options.epochs}epochs_{options.iterations}iters_seed{self.seed}"
 
     def identity(self) -> dict[str, Any]:
         """What tells this run from others in the results."""
@@ -59,6 +61,7 @@ class Run:
             "iterations": self.options.iterations,
             "device": self.options.device,
             "mirroring": self.options.mirroring,
+            "ending": self.options.ending,
             "trainer": self.trainer,
             "labeled": self.labeled,
             "seed": self.seed,

@@ -257,6 +257,17 @@ def test_a_command_line_names_the_trainers_as_nnunet_is_given_them(tmp_path: Pat
     ]
     assert [run.seed for run in runs] == [0, 0, 0, 3, 3, 3]
     assert runs[0].preparation.configuration == "2d_w8_b8"
+    run = script.planned_runs(script.parse([*words.split(), "--work", str(tmp_path), "--ending", "_nomirror"]))[1]
+    assert run.trainer_name == "nnUNetTrainerCPS_nomirror_25epochs_50iters_seed0"
+
+
+def test_an_ending_makes_other_runs_with_a_table_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    append_row(path, row("nnUNetTrainer", 2, 0, 0.7))  # as written before endings were
+    append_row(path, row("nnUNetTrainer", 2, 0, 0.8, ending="_nomirror"))
+    assert is_done(read_rows(path), {**row("nnUNetTrainer", 2, 0, 0.7), "ending": ""})
+    assert not is_done(read_rows(path)[:1], {**row("nnUNetTrainer", 2, 0, 0.7), "ending": "_nomirror"})
+    assert [".700" in table for table in markdown(read_rows(path)).split("\n\nla")] == [True, False]
 
 
 def test_jobs_share_the_cores() -> None:
