@@ -67,8 +67,8 @@ def run_child(command: Sequence[str], variables: Mapping[str, str], log: Path, c
         raise UserError(f"{command[0]} failed with exit code {done.returncode}; its output is in {log}")
 
 
-def predict(model: str, output: str, device: str, mirroring: str, *images: str) -> None:
-    """Segments single-channel images with nnU-Net's own predictor and the final checkpoint of fold 0."""
+def predict(model: str, fold: str, output: str, device: str, mirroring: str, *images: str) -> None:
+    """Segments single-channel images with nnU-Net's own predictor and the final checkpoint of a fold."""
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
@@ -79,7 +79,7 @@ def predict(model: str, output: str, device: str, mirroring: str, *images: str) 
         device=torch.device(device),
         allow_tqdm=False,
     )
-    predictor.initialize_from_trained_model_folder(model, (0,), "checkpoint_final.pth")
+    predictor.initialize_from_trained_model_folder(model, (int(fold),), "checkpoint_final.pth")
     Path(output).mkdir(parents=True, exist_ok=True)
     names = [str(Path(output) / Path(image).name.split(".")[0]) for image in images]
     predictor.predict_from_files_sequential([[image] for image in images], names)

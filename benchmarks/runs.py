@@ -82,7 +82,8 @@ class Run:
         predictions = preparation.work.resolve() / "predictions" / dataset / model
         self._predict(results, predictions, log, cores)
         predicted = {"predict_seconds": round(time.monotonic() - started, 1)}
-        return {**self.identity(), **self._score(predictions), **trained, **predicted, **surroundings()}
+        scores = mean_dice(preparation, preparation.split(self.labeled).test, predictions)
+        return {**self.identity(), **scores, **trained, **predicted, **surroundings()}
 
     def _train(self, dataset: str, checkpoint: Path, log: Path, cores: Sequence[int]) -> dict[str, Any]:
         """Trains unless the final checkpoint is there; gives seconds and memory, as the logs tell them."""
@@ -108,26 +109,26 @@ class Run:
         images = (self.preparation.data / self.preparation.task.folder / "images").resolve()
         cases = [str(images / f"{case}.nii.gz") for case in self.preparation.split(self.labeled).test]
         settings = [self.options.device, str(self.options.mirroring)]
-        run_child(["predict", str(model), str(output), *settings, *cases], self._environment(), log, cores)
+        run_child(["predict", str(model), "0", str(output), *settings, *cases], self._environment(), log, cores)
 
     def _environment(self) -> dict[str, str]:
         return environment(self.preparation.work, self.options.workers, self.options.compiled)
 
-    def _score(self, predictions: Path) -> dict[str, Any]:
-        """Mean Dice of each class over the cases, and their mean; the cases' own Dice goes into dice.csv."""
-        protocol_labels = label_names(self.preparation)
-        references = self.preparation.data / self.preparation.task.folder / "labels"
-        table = []
-        for case in self.preparation.split(self.labeled).test:
-            scores = dice_of_files(predictions / f"{case}.nii.gz", references / f"{case}.nii.gz", protocol_labels)
-            table.append({"case": case, **scores})
-        with (predictions / "dice.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, table[0])
-            writer.writeheader()
-            writer.writerows(table)
-        means = {name: float(np.nanmean([row[name] for row in table])) for name in protocol_labels}
-        rounded = {f"dice_{name}": round(mean, 5) for name, mean in means.items()}
-        return {"cases": len(table), **rounded, "dice": round(statistics.fmean(means.values()), 5)}
+
+def mean_dice(preparation: Preparation, cases: Sequence[str], predictions: Path) -> dict[str, Any]:
+    """Mean Dice of each class over the cases, and their mean; the cases' own Dice goes into dice.csv."""
+    labels, references = label_names(preparation), preparation.data / preparation.task.folder / "labels"
+    table = []
+    for case in cases:
+        scores = dice_of_files(predictions / f"{case}.nii.gz", references / f"{case}.nii.gz", labels)
+        table.append({"case": case, **scores})
+    with (predictions / "dice.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, table[0])
+        writer.writeheader()
+        writer.writerows(table)
+    means = {name: float(np.nanmean([row[name] for row in table])) for name in labels}
+    rounded = {f"dice_{name}": round(mean, 5) for name, mean in means.items()}
+    return {"cases": len(table), **rounded, "dice": round(statistics.fmean(means.values()), 5)}
 
 
 def label_names(preparation: Preparation) -> dict[str, int]:

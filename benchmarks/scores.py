@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import blosc2
@@ -46,9 +46,9 @@ MEASURED = [  # trainer, estimator, folds
 ]
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def arguments(description: str) -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder that holds la/, hippocampus/ and acdc/")
     parser.add_argument("--task", choices=TASKS, required=True)
     parser.add_argument("--work", type=Path, required=True, help="folder for datasets, models, logs and tables")
@@ -60,7 +60,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=8, help="channels of the first stage of the network")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--mirroring", action="store_true", help="predict with nnU-Net's mirrored copies")
-    return parser.parse_args(arguments)
+    return parser
 
 
 class Benchmark:
@@ -87,7 +87,7 @@ class Benchmark:
         run_child(command, environment(self.args.work), self.args.work.resolve() / "logs" / "scores.log")
 
     def trainer(self, name: str) -> str:
-        """The trainer with its length; its seed is drawn, or all folds would be the same training."""
+        """The trainer with its length. If the name has no seed, one is drawn, so that the folds differ."""
         return f"{name}_{self.args.epochs}epochs_{self.args.iterations}iters"
 
     def model(self, trainer: str) -> Path:
@@ -149,15 +149,21 @@ def roc_auc(good: Sequence[float], bad: Sequence[float]) -> float:
     return float((ranks - len(good) * (len(good) + 1) / 2) / (len(good) * len(bad)))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main() -> int:
     """Does it all, and prints the table in Markdown; gives the exit code, as the commands of nnunet_semi do."""
-    args = parse(arguments)
+    args = arguments(__doc__).parse_args()
     try:
         results = list(measure(Benchmark(args)))
     except UserError as problem:
         print(f"scores.py: {problem}", file=sys.stderr)
         return problem.exit_code
-    with (args.work / "scores.csv").open("w", newline="", encoding="utf-8") as file:
+    write_table(results, args.work / "scores.csv")
+    return 0
+
+
+def write_table(results: Sequence[Mapping[str, str | float]], path: Path) -> None:
+    """Writes rows as CSV and prints them as Markdown."""
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, results[0])
         writer.writeheader()
         writer.writerows(results)
@@ -166,7 +172,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(
             "|", " | ".join(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()), "|"
         )
-    return 0
 
 
 def measure(benchmark: Benchmark) -> Iterator[dict[str, str | float]]:
