@@ -23,10 +23,9 @@ import numpy as np
 import SimpleITK as sitk
 
 from children import environment, run_child
+from landmark_data import write_landmark_dataset
 from nnunet_semi import landmark_files
-from nnunet_semi.dataset_conversion.landmarks import draw_balls
 from nnunet_semi.errors import UserError
-from nnunet_semi.geometry import Geometry
 from prepare import processes, write_json
 
 READERS = ("senior", "junior")
@@ -107,28 +106,11 @@ class Benchmark:
 
     def _write(self, raw: Path, labeled: Sequence[Cephalogram], unlabeled: Sequence[Cephalogram]) -> None:
         names = [f"L{number:02d}" for number in range(1, 20)]
-        for kind in ("imagesTr", "labelsTr", "landmarksTr", "imagesUn"):
-            (raw / kind).mkdir(parents=True, exist_ok=True)
-        for cephalogram in labeled:
-            image = read_image(cephalogram)
-            sitk.WriteImage(image, raw / "imagesTr" / f"{cephalogram.name}_0000.mha")
-            points: dict[str, Any] = dict(zip(names, map(tuple, cephalogram.points.tolist()), strict=True))
-            geometry = Geometry.of(image.GetSize(), image.GetSpacing(), image.GetOrigin())
-            landmarks = landmark_files.Landmarks.of(points, geometry)
-            landmark_files.write(raw / "landmarksTr" / f"{cephalogram.name}.json", landmarks)
-            balls = sitk.GetImageFromArray(draw_balls(points, image.GetSize(), image.GetSpacing()))
-            balls.CopyInformation(image)
-            sitk.WriteImage(balls, raw / "labelsTr" / f"{cephalogram.name}.mha")
-        for cephalogram in unlabeled:
-            sitk.WriteImage(read_image(cephalogram), raw / "imagesUn" / f"{cephalogram.name}_0000.mha")
-        description = {
-            "channel_names": {"0": "X-ray"},
-            "labels": {"background": 0, **{name: label for label, name in enumerate(names, 1)}},
-            "numTraining": len(labeled),
-            "file_ending": ".mha",
-            "landmarks": {"names": names},
-        }
-        write_json(raw / "dataset.json", description)
+        with_points = (
+            (c.name, read_image(c), dict(zip(names, map(tuple, c.points.tolist()), strict=True))) for c in labeled
+        )
+        without = ((c.name, read_image(c)) for c in unlabeled)
+        write_landmark_dataset(raw, names, with_points, without, "X-ray", ".mha")
 
     def measure(self, trainer: str, labeled: int, seed: int) -> dict[str, Any]:
         """Trains, unless it is done, and gives the errors on the validation cases."""
