@@ -77,7 +77,7 @@ class CurveLogger(LocalLogger):
         figure = Figure(figsize=(30, 12))
         axes = figure.subplots(1, 2 + len(self.lists))
         for name in self.curves:
-            axes[0 if name in losses else 1].plot(values[name], label=LABELS[name], linewidth=4)
+            axes[0 if name in losses else 1].plot(values[name], label=LABELS.get(name, name), linewidth=4)
         for axis, kind in zip(axes[2:], self.lists, strict=True):
             for name, column in zip(self.outputs, _columns(values[kind]), strict=False):
                 axis.plot(column, label=name, linewidth=4)
@@ -149,7 +149,8 @@ def class_curves(values: np.ndarray, num_outputs: int) -> dict[str, list[float]]
 
 def log_line(curves: Mapping[str, float], per_class: Mapping[str, Sequence[float]] | None = None) -> str:
     """One line for the log file: 'semi: loss_x 0.412  loss_u 0.087 (w 0.35)  confidence 0.94  shares 0.900 0.100'."""
-    parts = [f"{LABELS[name]} {curves[name]:.3f}" for name in LABELS if name in curves and name != "semi_weight"]
+    named = {**LABELS, **{name: name for name in curves if name not in LABELS}}  # a user's method has its own
+    parts = [f"{word} {curves[name]:.3f}" for name, word in named.items() if name in curves and name != "semi_weight"]
     if "semi_weight" in curves:
         parts[1] += f" (w {curves['semi_weight']:.4f})"
     for name, values in (per_class or {}).items():

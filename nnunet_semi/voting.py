@@ -83,7 +83,7 @@ def ensemble(
         problems = [problem for _, problem in done if problem]
         if problems:
             raise UserError(f"{len(problems)} of {len(ballots)} cases cannot be voted on: {name_some(problems, 10)}")
-        if (folders[0] / "dataset.json").is_file():
+        if (folders[0] / "dataset.json").is_file() and (overwrite or not (output / "dataset.json").exists()):
             shutil.copy(folders[0] / "dataset.json", scratch)  # it says what the labels are
         output.mkdir(exist_ok=True)
         for file in sorted(Path(scratch).iterdir()):

@@ -14,9 +14,9 @@ from nnunet_semi.curves import KEPT, SHARES, CurveLogger, class_curves, log_line
 CURVES = ["semi_loss_labeled", "semi_loss_unlabeled", "semi_weight", "semi_confidence"]
 
 
-def filled(epochs: int) -> CurveLogger:
+def filled(epochs: int, curves: list[str] = CURVES) -> CurveLogger:
     random.seed(0)
-    logger = CurveLogger(CURVES, ["background", "disc"])
+    logger = CurveLogger(curves, ["background", "disc"])
     for name, values in logger.my_fantastic_logging.items():
         values.extend([[0.25, 0.75]] * epochs if name == SHARES else [random.random() for _ in range(epochs)])
     return logger
@@ -72,6 +72,13 @@ def test_a_stock_checkpoint_fills_the_missing_epochs(tmp_path):
         logger.log(name, 0.5, 2)  # nnU-Net's logger asserts that epochs line up
     logger.log(SHARES, [0.5, 0.5], 2)
     assert len(logger.get_value(SHARES, None)) == 3
+
+
+def test_a_curve_of_a_users_own_is_drawn_and_logged(tmp_path):
+    logger = filled(2, [*CURVES, "entropy"])
+    logger.plot_progress_png(str(tmp_path))
+    assert "entropy" in (tmp_path / "progress_semi.csv").read_text().splitlines()[0]
+    assert log_line({"semi_loss_labeled": 0.5, "entropy": 0.25}) == "semi: loss_x 0.500  entropy 0.250"
 
 
 def test_log_line_names_the_losses_and_the_weight():

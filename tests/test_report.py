@@ -377,8 +377,21 @@ def test_an_interrupted_and_resumed_training_is_one_curve(dataset):
     (fold / "training_log_2026_1_2_00_00_00.txt").write_text(EPOCH.format(2, 9.0, 8.0) + EPOCH.format(3, 7.0, 6.0))
     found = read_training(find_results([fold])[0])
     assert found.charts["Loss"]["training"] == {0: 1.5, 1: 0.5, 2: 9.0, 3: 7.0}
+    (fold / "training_log_2026_1_10_00_00_00.txt").write_text(EPOCH.format(3, 6.0, 6.0))  # nnU-Net pads no day with 0
+    assert read_training(find_results([fold])[0]).charts["Loss"]["training"][3] == 6.0
+    (fold / "training_log_2026_1_10_00_00_00.txt").unlink()
     assert found.charts["Pseudo Dice in validation patches, mean of the classes"]["Dice"][0] == pytest.approx(0.6)
     assert found.facts["epochs done"] == "4, 12.5 s each"
+
+
+def test_unlabeled_images_of_a_landmark_training_are_told(dataset):
+    fold = make_fold(dataset)
+    (fold / "progress_semi.csv").unlink(missing_ok=True)
+    (fold / "progress_landmarks.csv").write_text("epoch,mre_mm,sdr_2mm,semi_kept\n0,9,0.25,0.5\n1,5,0.75,0.625\n")
+    found = read_training(find_results([fold])[0])
+    assert found.charts["Share of the landmarks that are found in validation patches"] == {"2 mm": {0: 0.25, 1: 0.75}}
+    assert found.charts["Unlabeled images"] == {"kept": {0: 0.5, 1: 0.625}}
+    assert not any("supervised" in note for note in found.notes)
 
 
 @pytest.mark.parametrize(

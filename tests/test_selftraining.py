@@ -239,6 +239,8 @@ def test_other_plans_and_configurations_are_named_in_every_command(
         (["--first", "top:50"], 2, "got --top 50.0; expected a share"),
         (["-tr", "nnUNetTrainer", "--epochs", "5,1"], 2, "nnUNetTrainer_5epochs keeps none of mid-training"),
         (["--by", "networks"], 2, "nnUNetTrainerKeepCheckpoints_1000epochs has one network"),
+        (["--by", "mirrors", "-tr", "nnUNetTrainer_nomirror"], 2, "nnUNetTrainer_nomirror_1000epochs does not mirror"),
+        (["-tr", "nnUNetTrainerHeatmap"], 2, "which finds landmarks; self-training is for label maps"),
         (["-chk", "best"], 2, "got -chk best; expected a name such as checkpoint_final.pth"),
     ],
 )
@@ -311,7 +313,7 @@ def test_steps_that_are_done_stay_done(tmp_path: Path) -> None:
     "change, said",
     [
         ({"rounds": 4}, "with rounds 2, but 4 was asked for"),
-        ({"later": ["top:.5"]}, "with later threshold:.9,complete, but top:.5 was asked for"),
+        ({"first": ["top:.9"]}, "with first top:.5, but top:.9 was asked for"),
         ({"trainers": ["U"] * 3}, "with trainers T_3epochs,T_2epochs,T_2epochs, but U,U,U was asked for"),
         ({"fold": "all"}, "with fold 0, but all was asked for"),
     ],
@@ -325,13 +327,14 @@ def test_other_settings_are_refused_in_a_sentence(tmp_path: Path, change: dict[s
     assert "\n" not in str(caught.value) and "another folder with -o" in str(caught.value)
 
 
-def test_rules_may_be_loosened_until_cases_were_selected_by_them(tmp_path: Path) -> None:
+def test_rules_that_no_case_fulfils_may_be_loosened(tmp_path: Path) -> None:
     looser = replace(SETTINGS, first=["top:.9"], later=["threshold:.1"])
     run = begun(tmp_path)
     changed = RunFolder.load(tmp_path, looser, None)
     assert changed is not None and changed.settings == looser
     run.mark_done("round_1/select", 1)
-    assert RunFolder.load(tmp_path, replace(looser, first=SETTINGS.first), None)
+    run.mark_done("round_2/select", 1)
+    assert RunFolder.load(tmp_path, replace(looser, first=SETTINGS.first), None)  # or round 3 would be a dead end
     with pytest.raises(WrongUse, match="with first .* but top:.9 was asked for"):
         RunFolder.load(tmp_path, looser, None)
 

@@ -13,7 +13,7 @@ from nnunet_semi import __version__
 from nnunet_semi.errors import UserError, WrongUse
 from nnunet_semi.evaluation.overlap import Label
 from nnunet_semi.evaluation.result import Evaluation, as_columns, number, output_files, title, write_text
-from nnunet_semi.evaluation.run import evaluate
+from nnunet_semi.evaluation.run import evaluate, publish
 from nnunet_semi.evaluation.statistics import Difference, compare
 from nnunet_semi.storage import write_json
 
@@ -175,7 +175,7 @@ def _aligned(evaluation: Evaluation, cases: set[str], names: Mapping[Label, str]
     if len(kept) == len(evaluation.cases) and evaluation.names == names:
         return evaluation
     means = evaluation.means if evaluation.challenge else dict.fromkeys(evaluation.means, tuple(names))
-    return replace(evaluation, cases=kept, names=names, means=means)
+    return publish(replace(evaluation, cases=kept, names=names, means=means))
 
 
 def _title(label: Label | str, names: Mapping[Label, str]) -> str:

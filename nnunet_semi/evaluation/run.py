@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,10 +120,19 @@ def _evaluation(
         cases = [case.filled(names, means) for case in cases]
         return Evaluation(cases, names, means, about, notes=notes)
     rules = CHALLENGES[settings.challenge]
-    plain = Evaluation(cases, names, rules.means, {"challenge": settings.challenge}, notes=notes)
-    averages = {metric: statistic.mean for metric, statistic in plain.overall.items()}
-    published = rules.overall([case.metrics for case in cases], averages, milliseconds)
-    return Evaluation(cases, names, rules.means, plain.settings, published, [*notes, *_undefined(plain)])
+    about = {"challenge": settings.challenge} | ({} if milliseconds is None else {"milliseconds": milliseconds})
+    found = publish(Evaluation(cases, names, rules.means, about, notes=notes))
+    return replace(found, notes=[*notes, *_undefined(found)])
+
+
+def publish(evaluation: Evaluation) -> Evaluation:
+    """With what its challenge publishes about its cases; itself where there is no challenge."""
+    if "challenge" not in evaluation.settings:
+        return evaluation
+    averages = {metric: statistic.mean for metric, statistic in evaluation.overall.items()}
+    overall = CHALLENGES[evaluation.settings["challenge"]].overall
+    scores = [case.metrics for case in evaluation.cases]
+    return replace(evaluation, challenge=overall(scores, averages, evaluation.settings.get("milliseconds")))
 
 
 def _undefined(found: Evaluation) -> list[str]:

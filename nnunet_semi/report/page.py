@@ -21,7 +21,7 @@ from nnunet_semi.report.scores import DISTANCES, Case, Scores, read_scores
 from nnunet_semi.report.training import Curve, Training, read_training
 from nnunet_semi.storage import atomic_path
 
-LARGEST = 1_000_000  # bytes of the file
+LARGEST = 5_000_000  # bytes of the file
 SIZES = (480, 320, 220, 140)  # pixels of the pictures of cases, the first that fit
 MOST_ROWS = 60  # of a table
 
@@ -92,8 +92,12 @@ def make_page(results: Sequence[Result]) -> str:
         (result, read_training(result) if result.trained else None, read_scores(result) if result.summary else None)
         for result in results
     ]
+    sections = [_section(number, *parts) for number, parts in enumerate(read, 1)]
+    notes = [section.notes for section in sections]
     for size in SIZES:
-        sections = [_section(number, *parts, size=size) for number, parts in enumerate(read, 1)]
+        for section, said, (_, _, scores) in zip(sections, notes, read, strict=True):
+            section.cases, missing = _cases(scores, size) if scores else ([], [])
+            section.notes = said + missing
         page = _render(sections)
         if len(page.encode()) < LARGEST:
             return page
@@ -114,7 +118,8 @@ def _render(sections: Sequence[Section]) -> str:
     return environment.get_template("report.html.j2").render(sections=sections, version=__version__, made=made)
 
 
-def _section(number: int, result: Result, training: Training | None, scores: Scores | None, *, size: int) -> Section:
+def _section(number: int, result: Result, training: Training | None, scores: Scores | None) -> Section:
+    """All but the pictures of cases."""
     section = Section(result.title, f"result-{number}", number=number)
     if training:
         section.facts |= training.facts
@@ -141,8 +146,6 @@ def _section(number: int, result: Result, training: Training | None, scores: Sco
     if len(known):
         names = [list(scores.classes.values())[index] for index in known]
         section.box = _box(table[:, known], names, scores.heading(scores.main), scores.kind)
-    section.cases, notes = _cases(scores, size)
-    section.notes += notes
     return section
 
 

@@ -55,7 +55,7 @@ class Training:
 def read_training(result: Result) -> Training:
     """Reads the logs, progress_semi.csv, debug.json, plans.json and dataset.json of a fold; each may be missing."""
     training = Training()
-    logs = sorted(result.folder.glob("training_log_*.txt"))
+    logs = sorted(result.folder.glob("training_log_*.txt"), key=_date)
     text = "\n".join(log.read_text(encoding="utf-8", errors="replace") for log in logs)
     _facts(training, result, text)
     curves = _logged(text)
@@ -70,8 +70,19 @@ def read_training(result: Result) -> Training:
         training.charts["Pseudo Dice in validation patches, mean of the classes"] = {"Dice": curves["Pseudo dice"]}
     if curves["MRE"]:
         training.charts["Mean radial error in validation patches, mm"] = {"MRE": curves["MRE"]}
-    _add_semi(training, result.folder / "progress_semi.csv")
+    semi, landmarks = (result.folder / f"progress_{kind}.csv" for kind in ("semi", "landmarks"))
+    if semi.is_file():
+        _add_semi(training, semi)
+    elif landmarks.is_file():
+        _add_landmarks(training, landmarks)
+    elif not UNLABELED.search(text):
+        training.notes.append("There is no progress_semi.csv: the model is supervised, or of stock nnU-Net.")
     return training
+
+
+def _date(log: Path) -> list[int]:
+    """Year, month, day and time of a log's name, in which nnU-Net writes the 9th as 9."""
+    return [int(number) for number in re.findall(r"\d+", log.stem)]
 
 
 def _facts(training: Training, result: Result, log: str) -> None:
@@ -143,12 +154,7 @@ def _value(name: str, text: str) -> float | None:
 
 def _add_semi(training: Training, path: Path) -> None:
     """The curves of progress_semi.csv: losses and weight, shares of the classes, and whatever else the method logs."""
-    if not path.is_file():
-        training.notes.append("There is no progress_semi.csv: the model is supervised, or of stock nnU-Net.")
-        return
-    rows = _rows(path)
-    columns = {name: {int(row["epoch"]): row[name] for row in rows} for name in (rows[0] if rows else {})}
-    columns.pop("epoch", None)
+    columns = _columns(path)
     groups = {
         "Labeled and unlabeled loss": [name for name in columns if name.startswith("semi_loss")],
         "Weight of the unsupervised loss": [name for name in columns if name == "semi_weight"],
@@ -159,8 +165,25 @@ def _add_semi(training: Training, path: Path) -> None:
     for title, names in groups.items():
         if names:
             training.charts[title] = {_plain(name): columns[name] for name in names}
-    last = rows[-1] if rows else {}
-    training.shares = {name[6:]: value for name, value in last.items() if name.startswith("share_")}
+    shares = {name[6:]: curve for name, curve in columns.items() if name.startswith("share_") and curve}
+    training.shares = {name: curve[max(curve)] for name, curve in shares.items()}
+
+
+def _add_landmarks(training: Training, path: Path) -> None:
+    """The curves of progress_landmarks.csv that the log does not have."""
+    columns = _columns(path)
+    rates = {name[4:].replace("mm", " mm"): curve for name, curve in columns.items() if name.startswith("sdr_")}
+    if rates:
+        training.charts["Share of the landmarks that are found in validation patches"] = rates
+    others = {_plain(name): curve for name, curve in columns.items() if name.startswith("semi_")}
+    if others:
+        training.charts["Unlabeled images"] = others
+
+
+def _columns(path: Path) -> dict[str, dict[int, float]]:
+    """Name of a column → epoch → value."""
+    rows = _rows(path)
+    return {name: {int(r["epoch"]): r[name] for r in rows} for name in (rows[0] if rows else {}) if name != "epoch"}
 
 
 def _rows(path: Path) -> list[dict[str, float]]:

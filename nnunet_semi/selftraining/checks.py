@@ -33,7 +33,7 @@ def check(settings: Settings, plans: dict[str, Any], dataset_json: dict[str, Any
         )
     if not CHECKPOINT.fullmatch(settings.checkpoint):
         raise WrongUse(f"got -chk {settings.checkpoint}; expected a name such as checkpoint_final.pth")
-    _refuse_estimator(settings)
+    _refuse_trainers(settings)
     folder = raw.dataset_folder(raw.RAW, settings.dataset)
     raw.unlabeled_cases(folder, dataset_json)
     raw.nnunet_folder("nnUNet_results")
@@ -46,14 +46,21 @@ def check(settings: Settings, plans: dict[str, Any], dataset_json: dict[str, Any
     return splits
 
 
-def _refuse_estimator(settings: Settings) -> None:
-    """Refuses an estimator that would find nothing to compare once the training is over."""
+def _refuse_trainers(settings: Settings) -> None:
+    """Refuses trainers of landmarks, and an estimator that would find nothing to compare once training is over."""
     from nnunet_semi.filtering.model import quiet
     from nnunet_semi.stock import find_trainer_class
 
     for name in dict.fromkeys(settings.trainers[:-1]):
         with quiet(), suppress(EnvironmentNotReady):  # an unknown one is told by nnU-Net, as soon as it begins
             trainer = find_trainer_class(name)
+            if hasattr(trainer, "map_loss"):
+                raise WrongUse(
+                    f"got -tr {name}, which finds landmarks; self-training is for label maps, train landmarks with "
+                    "nnUNetTrainerHeatmapMeanTeacher, which learns from unlabeled images by itself"
+                )
+            if settings.by == "mirrors" and not getattr(trainer, "allow_mirroring", True):
+                raise WrongUse(f"got --by mirrors, but {name} does not mirror; choose another estimator with --by")
             if settings.by == "checkpoints" and not getattr(trainer, "keep_checkpoints", ()):
                 raise WrongUse(
                     f"got --by checkpoints, but {name} keeps none of mid-training; choose nnUNetTrainerKeepCheckpoints "

@@ -99,11 +99,8 @@ class RunFolder:
 
 
 def _may_change(setting: str, done: Iterable[str]) -> bool:
-    """Rules may, until cases were selected by them: those that no case fulfils can be loosened."""
-    selected = {step for step in done if step.endswith("/select")}
-    if setting == "first":
-        return "round_1/select" not in selected
-    return setting == "later" and selected <= {"round_1/select"}
+    """Rules may, or those that no case fulfils would be a dead end; what they chose before is kept with each round."""
+    return setting == "later" or (setting == "first" and "round_1/select" not in done)
 
 
 def _shown(value: object) -> str:
