@@ -21,6 +21,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunet_semi.errors import EnvironmentNotReady
 from nnunet_semi.randomness import seed_everything
 from nnunet_semi.trainers.nnUNetTrainerCPS import nnUNetTrainerCPS, nnUNetTrainerCPSCutMix
+from nnunet_semi.unlabeled.next_stage import find_predictions, predictions_folder
 from short_training import threads_for_processes, train, validate
 from small_dataset import environment, make_dataset, plan
 from tiny_trainer import make_trainer
@@ -70,22 +71,38 @@ def test_the_plans_have_a_cascade(plans_file: Path) -> None:
 def test_validation_predicts_all_cases_for_the_next_stage(first_stage: Any) -> None:
     folder = Path(first_stage.output_folder_base, "predicted_next_stage")
     assert cases(folder / SECOND) == LABELED
-    assert cases(folder / f"{SECOND}_unlabeled") == UNLABELED
+    assert cases(folder / f"{SECOND}_unlabeled_fold_all") == UNLABELED
     for case in UNLABELED:
-        prediction = blosc2.open(str(folder / f"{SECOND}_unlabeled" / f"{case}.b2nd"))[:]
+        prediction = blosc2.open(str(folder / f"{SECOND}_unlabeled_fold_all" / f"{case}.b2nd"))[:]
         assert prediction.shape == (32, 48, 48)  # of the next stage
         assert set(np.unique(prediction)) <= {0, 1, 2}
 
 
-def test_what_an_older_network_predicted_is_predicted_again(first_stage: Any) -> None:
-    folder = Path(first_stage.output_folder_base, "predicted_next_stage", f"{SECOND}_unlabeled")
-    older, newer = (folder / f"{case}.b2nd" for case in UNLABELED[:2])
-    trained = Path(first_stage.output_folder, "checkpoint_final.pth").stat().st_mtime
-    os.utime(older, (trained - 60, trained - 60))
-    os.utime(newer, (trained + 60, trained + 60))
+def test_what_another_network_predicted_is_predicted_again(first_stage: Any) -> None:
+    folder = predictions_folder(first_stage.output_folder_base, SECOND, "all")
+    files = [folder / f"{case}.b2nd" for case in UNLABELED]
+    written = [file.stat().st_mtime_ns for file in files]
     first_stage._predict_unlabeled_for(SECOND)
-    assert older.stat().st_mtime > trained
-    assert newer.stat().st_mtime == trained + 60
+    assert [file.stat().st_mtime_ns for file in files] == written
+    files[0].unlink()  # as if killed there
+    first_stage._predict_unlabeled_for(SECOND)
+    assert [file.stat().st_mtime_ns == time for file, time in zip(files, written, strict=True)] == [False, True, True]
+    written = [file.stat().st_mtime_ns for file in files]
+    with torch.no_grad():
+        next(first_stage.network.parameters()).add_(1e-3)
+    first_stage._predict_unlabeled_for(SECOND)
+    assert all(file.stat().st_mtime_ns > time for file, time in zip(files, written, strict=True))
+    assert not list(folder.glob("unfinished*"))
+
+
+def test_each_fold_reads_its_own_predictions_if_there_are_any(tmp_path: Path) -> None:
+    own, other = (predictions_folder(tmp_path, SECOND, fold) for fold in (1, 0))
+    assert find_predictions(tmp_path, SECOND, 1) == own
+    other.mkdir(parents=True)
+    assert find_predictions(tmp_path, SECOND, 1) == other
+    own.mkdir()
+    assert find_predictions(tmp_path, SECOND, 1) == own
+    assert find_predictions(tmp_path, SECOND, "all") == other
 
 
 def test_the_second_stage_trains_on_images_and_predictions(first_stage: Any, plans_file: Path) -> None:
@@ -122,7 +139,7 @@ def test_predictions_move_with_the_image(
     source = plans_file.parent / "nnUNetPlans_3d_fullres_unlabeled"
     for case in UNLABELED:
         image = blosc2.open(str(source / f"{case}.b2nd"))[:]
-        prediction = folder.with_name(f"{SECOND}_unlabeled") / f"{case}.b2nd"
+        prediction = folder.with_name(f"{SECOND}_unlabeled_fold_all") / f"{case}.b2nd"
         prediction.unlink()
         nnUNetDatasetBlosc2.save_seg((image[0] > BRIGHT).astype(np.uint8), str(prediction.with_suffix("")))
     trainer.initialize()

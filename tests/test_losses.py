@@ -49,6 +49,18 @@ def test_masked_loss_equals_a_plain_reference():
     assert loss.item() == pytest.approx(reference_loss(logits, label, mask), abs=1e-5)  # float32 against float64
 
 
+def test_cross_entropy_over_all_voxels_is_the_sum_of_those_that_count():
+    logits, label = random_logits(0), random_label(1)
+    mask = torch.rand(2, 1, 8, 12, generator=torch.Generator().manual_seed(2)) < 0.1
+    expected = 0.0
+    for sample, _, y, x in mask.nonzero().tolist():
+        expected -= logits[sample, :, y, x].log_softmax(0)[label[sample, 0, y, x]].item() / (2 * 8 * 12)
+    found = PseudoLabelLoss(weight_dice=0, ce_over_all=True)(logits, label, mask)
+    assert found.item() == pytest.approx(expected, abs=1e-6)
+    none = PseudoLabelLoss(weight_dice=0, ce_over_all=True)(logits, label, torch.zeros_like(mask))
+    assert none.item() == 0
+
+
 @pytest.mark.parametrize("batch_dice", [False, True])
 def test_unmasked_loss_equals_nnunets_own_plus_one(batch_dice):
     logits, label = random_logits(0), random_label(1)

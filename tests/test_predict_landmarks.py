@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import tracemalloc
 from pathlib import Path
 from unittest import mock
@@ -210,13 +211,24 @@ def test_mirrored_images_swap_left_and_right_and_find_the_same_points(model, tmp
     assert spread[2] == pytest.approx(0, abs=0.02) and spread[:2] == pytest.approx([apart, apart], abs=0.05)
 
 
+def test_a_model_that_does_not_mirror_sees_no_mirrored_images(model, tmp_path):
+    folder = model(names=("left", "right", "middle"), pairs=[["left", "right"]])
+    quiet = folder.with_name(folder.name.replace(TRAINER, f"{TRAINER}_nomirror"))
+    shutil.copytree(folder, quiet)
+    predict(folder, tmp_path / "plain", mirroring=False)
+    predict(quiet, tmp_path / "quiet", trainer=f"{TRAINER}_nomirror")
+    files = [tmp_path / name / "case_6.json" for name in ("plain", "quiet")]
+    assert files[0].read_text() == files[1].read_text()
+    shutil.rmtree(quiet)
+
+
 def test_landmarks_that_are_not_there_are_written_as_missing(model, tmp_path):
     folder = model(missing=(1,))
-    predict(folder, tmp_path / "out")
+    predict(folder, tmp_path / "out", threshold=0.5)
     found = landmark_files.read(tmp_path / "out" / "case_7.json")
     assert np.isnan(found.voxel).any(axis=1).tolist() == [False, True, False]
     assert found.details["presence"][1] < 0.2 < 0.8 < found.details["presence"][0]
-    predict(folder, tmp_path / "all", threshold=0.0)
+    predict(folder, tmp_path / "all")  # no validation case says that landmarks may be missing
     assert not np.isnan(landmark_files.read(tmp_path / "all" / "case_7.json").voxel).any()
 
 

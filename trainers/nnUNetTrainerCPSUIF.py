@@ -106,10 +106,12 @@ class nnUNetTrainerCPSUIF(nnUNetTrainerCPS):
         self.sampled = self.agreement.most_certain(share, random.permutation(len(self.agreement.cases)))
         self._restart_stream()
         scores = dict(zip(self.agreement.cases, self.agreement.scores.tolist(), strict=True))
+        known = [scores[case] for case in self.sampled if not np.isnan(scores[case])]
+        agreement = f"agreement {min(known):.3f} and more" if known else "no agreement is known yet"
+        unknown = f", {len(self.sampled) - len(known)} of them not seen yet" if len(known) < len(self.sampled) else ""
         self.print_to_log_file(
-            f"sampling the {len(self.sampled)} most certain of {len(scores)} unlabeled cases (agreement "
-            f"{min(scores[case] for case in self.sampled):.3f} and more); {predicted} patches were predicted for this "
-            f"in {time() - started:.1f} s"
+            f"sampling the {len(self.sampled)} most certain of {len(scores)} unlabeled cases ({agreement}{unknown}); "
+            f"{predicted} patches were predicted for this in {time() - started:.1f} s"
         )
 
     @property

@@ -58,7 +58,7 @@ class nnUNetTrainerHeatmap(PluginTrainer):
 
     def curve_logger(self) -> Any:
         """nnU-Net's logger with errors in mm."""
-        return LandmarkCurves()
+        return LandmarkCurves(self.success_radius)
 
     def initialize(self) -> None:
         """Build what nnU-Net builds, after a look at dataset.json.

@@ -38,7 +38,14 @@ class nnUNetTrainerHeatmapMeanTeacher(nnUNetTrainerTeacher, nnUNetTrainerHeatmap
 
     def curve_logger(self) -> Any:
         """nnU-Net's logger with errors in mm and the curves of unlabeled images."""
-        return LandmarkCurves(self.curves, [SHARES])
+        return LandmarkCurves(self.success_radius, self.curves, [SHARES])
+
+    def warnings(self) -> list[str]:
+        """None: that fewer landmarks count in some epoch does not say that they are being unlearned."""
+        return []
+
+    def predict_for_next_stages(self) -> None:
+        """Nothing: landmarks have no cascade."""
 
     def training_stream(self, labeled: nnUNetDataLoader) -> TwoStreams:
         """Labeled images with their points beside unlabeled ones."""

@@ -26,7 +26,12 @@ from nnunet_semi.curves import KEPT, SHARES, CurveLogger, class_curves, log_line
 from nnunet_semi.perturbation.intensity import IntensityPerturbation
 from nnunet_semi.plugin_trainer import PluginTrainer
 from nnunet_semi.unlabeled.index import UnlabeledIndex
-from nnunet_semi.unlabeled.next_stage import predict_cases, predictions_folder, require_predictions
+from nnunet_semi.unlabeled.next_stage import (
+    find_predictions,
+    predict_cases,
+    predictions_folder,
+    require_predictions,
+)
 from nnunet_semi.unlabeled.preprocessing import ensure_preprocessed
 from nnunet_semi.unlabeled.selection import usable_cases
 from nnunet_semi.unlabeled.streams import TwoStreams, unlabeled_loader
@@ -92,6 +97,7 @@ class nnUNetTrainerSemi(PluginTrainer):
     unlabeled_batch_size: int | None = None
     pseudo_weight_ce: float = 1.0
     pseudo_weight_dice: float = 1.0
+    pseudo_ce_over_all: bool = False
     pseudo_dice_smoothing: float = 0.0
     pseudo_dice_background: bool = False
     perturbation: Callable[..., IntensityPerturbation] = IntensityPerturbation.strong
@@ -112,7 +118,7 @@ class nnUNetTrainerSemi(PluginTrainer):
         labels = {name: value for name, value in self.dataset_json["labels"].items() if name != "ignore"}
         if self.label_manager.has_regions:
             return [name for name in labels if name != "background"]
-        return sorted(labels, key=lambda name: labels[name])
+        return sorted(labels, key=lambda name: np.max(labels[name]))  # nnU-Net allows [1] for 1
 
     # --- the method ---
 
@@ -138,6 +144,7 @@ class nnUNetTrainerSemi(PluginTrainer):
             regions=self.label_manager.has_regions,
             weight_ce=self.pseudo_weight_ce,
             weight_dice=self.pseudo_weight_dice,
+            ce_over_all=self.pseudo_ce_over_all,
             dice_smoothing=self.pseudo_dice_smoothing,
             dice_background=self.pseudo_dice_background,
             resolution_weights=self.loss.weight_factors if deep else (1.0,),
@@ -222,8 +229,12 @@ class nnUNetTrainerSemi(PluginTrainer):
         for name, value in {**curves, **per_class}.items():
             self.logger.log(name, value, self.current_epoch)
         self.print_to_log_file(log_line(curves, per_class))
-        for warning in vanished(self.logger.get_value(SHARES, step=None), self._output_names()):
+        for warning in self.warnings():
             self.print_to_log_file(warning)
+
+    def warnings(self) -> list[str]:
+        """What the curves so far have to say to whoever reads the log. A hook."""
+        return vanished(self.logger.get_value(SHARES, step=None), self._output_names())
 
     # --- unlabeled data ---
 
@@ -250,7 +261,7 @@ class nnUNetTrainerSemi(PluginTrainer):
         previous = None
         if self.is_cascaded:
             stage_output = Path(self.folder_with_segs_from_previous_stage).parent.parent
-            previous = predictions_folder(stage_output, self.configuration_name)
+            previous = find_predictions(stage_output, self.configuration_name, self.fold)
             require_predictions(previous, cases, self.configuration_manager.previous_stage_name)
         self.print_to_log_file(sentence)
         return nnUNetDatasetBlosc2(str(index.folder), cases, None if previous is None else str(previous))
@@ -274,6 +285,10 @@ class nnUNetTrainerSemi(PluginTrainer):
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """nnU-Net's final validation; before a cascade's next stage, its input for the unlabeled cases too."""
         super().perform_actual_validation(save_probabilities)
+        self.predict_for_next_stages()
+
+    def predict_for_next_stages(self) -> None:
+        """Predict the unlabeled cases for every stage that takes the predictions of this one as input. A hook."""
         for stage in self.configuration_manager.next_stage_names or []:
             if stage in self.plans_manager.available_configurations:
                 self._predict_unlabeled_for(stage)
@@ -282,7 +297,6 @@ class nnUNetTrainerSemi(PluginTrainer):
         cases = self.unlabeled_dataset()
         shapes = self._unlabeled_index(stage).shapes
         mine = dict(list(shapes.items())[self.local_rank :: dist.get_world_size() if self.is_ddp else 1])
-        self.print_to_log_file(f"predicting {len(mine)} unlabeled cases for {stage}")
         self.set_deep_supervision_enabled(False)
         predictor = nnUNetPredictor(device=self.device, allow_tqdm=False)
         predictor.manual_initialization(
@@ -294,6 +308,7 @@ class nnUNetTrainerSemi(PluginTrainer):
             type(self).__name__,
             self.inference_allowed_mirroring_axes,
         )
-        checkpoint = Path(self.output_folder, "checkpoint_final.pth")
-        predict_cases(predictor, cases, mine, predictions_folder(self.output_folder_base, stage), checkpoint)
+        folder = predictions_folder(self.output_folder_base, stage, self.fold)
+        self.print_to_log_file(f"predicting up to {len(mine)} unlabeled cases for {stage}, into {folder}")
+        self.print_to_log_file(f"{predict_cases(predictor, cases, mine, folder)} were predicted")
         self.set_deep_supervision_enabled(self.enable_deep_supervision)

@@ -13,7 +13,8 @@ from nnunet_semi.trainers.nnUNetTrainerUniMatch import nnUNetTrainerUniMatch
 
 
 class nnUNetTrainerUniMatchV2(nnUNetTrainerTeacher, nnUNetTrainerUniMatch):
-    """UniMatch with a teacher: L_x + (L_s1 + L_s2) / 2, where the unsupervised loss is cross entropy as published.
+    """UniMatch with a teacher: L_x + (L_s1 + L_s2) / 2, where the unsupervised loss is cross entropy as published:
+    the sum over the sure voxels, divided by the number of all.
 
     The teacher's pseudo label of the weak view is learned on two strong views, of which the second keeps the channels
     that the first one drops; half of the patches keep all. There is no branch for the weak view's features.
@@ -22,6 +23,7 @@ class nnUNetTrainerUniMatchV2(nnUNetTrainerTeacher, nnUNetTrainerUniMatch):
     unsupervised_weight = 1.0
     pseudo_weight_ce = 1.0
     pseudo_weight_dice = 0.0
+    pseudo_ce_over_all = True
     alpha = 0.996
 
     def losses(self, labeled: Tensor, target: Any, unlabeled: Tensor) -> Losses:

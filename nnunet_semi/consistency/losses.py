@@ -48,6 +48,8 @@ class PseudoLabelLoss(nn.Module):
         regions: outputs are regions (sigmoid) instead of classes (softmax).
         weight_ce: weight of the cross entropy.
         weight_dice: weight of the Dice part.
+        ce_over_all: divide the sum of the cross entropy by all voxels, those that do not count included, so that the
+            term grows with what is kept; without it the mean of those that count is taken.
         dice_smoothing: added to both sides of the quotient in the Dice part, in shares of the voxels that it is taken
             of. Without it a few stray voxels in an otherwise empty pseudo label weigh as much as a whole organ, and two
             networks that teach each other keep them.
@@ -63,6 +65,7 @@ class PseudoLabelLoss(nn.Module):
         regions: bool = False,
         weight_ce: float = 1.0,
         weight_dice: float = 1.0,
+        ce_over_all: bool = False,
         dice_smoothing: float = 0.0,
         dice_background: bool = False,
         resolution_weights: Sequence[float] = (1.0,),
@@ -73,6 +76,7 @@ class PseudoLabelLoss(nn.Module):
         self.regions = regions
         self.weight_ce = weight_ce
         self.weight_dice = weight_dice
+        self.ce_over_all = ce_over_all
         self.dice_smoothing = dice_smoothing
         self.resolution_weights = tuple(resolution_weights)
         nonlinearity = torch.sigmoid if regions else softmax_helper_dim1
@@ -120,4 +124,5 @@ class PseudoLabelLoss(nn.Module):
         if mask is None:
             return voxels
         counted = mask.expand_as(label).float()
-        return (voxels.reshape(label.shape) * counted).sum() / counted.sum().clamp_min(1)
+        total = counted.numel() if self.ce_over_all else counted.sum().clamp_min(1)
+        return (voxels.reshape(label.shape) * counted).sum() / total

@@ -21,14 +21,14 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tqdm import tqdm
 
 from nnunet_semi import raw
-from nnunet_semi.errors import WrongUse
+from nnunet_semi.errors import EnvironmentNotReady, WrongUse
 from nnunet_semi.filtering.model import ESTIMATORS, FINAL, load_views, make_predictor, needed_files
 from nnunet_semi.filtering.parts import Parts, fingerprint, hash_of_file
 from nnunet_semi.filtering.prediction import CaseScorer, store_prediction
 from nnunet_semi.filtering.table import PREDICTIONS, Row, default_table, write_table
 from nnunet_semi.trained_model import TrainedModel, find_model
 from nnunet_semi.unlabeled.index import UnlabeledIndex
-from nnunet_semi.unlabeled.next_stage import predictions_folder, require_predictions
+from nnunet_semi.unlabeled.next_stage import find_predictions, require_predictions
 from nnunet_semi.unlabeled.preprocessing import ensure_preprocessed, to_stderr
 from nnunet_semi.unlabeled.update import Log
 
@@ -184,7 +184,7 @@ def _unlabeled_cases(
     stage = plans.get_configuration(model.configuration).previous_stage_name
     if stage is not None:
         first = model.folder.with_name(f"{model.trainer}__{model.plans}__{stage}")
-        previous = predictions_folder(first, model.configuration)
+        previous = find_predictions(first, model.configuration, model.folds[0])
         require_predictions(previous, index.good, stage)
     return index, nnUNetDatasetBlosc2(str(index.folder), index.good, None if previous is None else str(previous))
 
@@ -211,7 +211,7 @@ def _device(name: str | None, log: Log) -> torch.device:
     """The device asked for, or cuda if there is one; under torchrun each process has a GPU of its own."""
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
-        raise WrongUse("got -device cuda, but torch finds no GPU; choose -device cpu")
+        raise EnvironmentNotReady("got -device cuda, but PyTorch sees no GPU; pass -device cpu")
     device = torch.device(name, int(os.environ.get("LOCAL_RANK", 0))) if name == "cuda" else torch.device(name)
     log(f"predicting on {device}")
     return device

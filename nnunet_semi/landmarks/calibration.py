@@ -60,9 +60,12 @@ class Calibration:
 
 
 def uncalibrated(num_landmarks: int, dim: int) -> Calibration:
-    """Without validation cases: Gaussian errors as wide as the peak, and present where stock nnU-Net draws a blob."""
+    """Without validation cases: Gaussian errors as wide as the peak, .5 where stock nnU-Net begins to draw a blob.
+
+    Nothing is known of missing landmarks then, so none is called missing, as with validation cases that miss none.
+    """
     factor = math.sqrt(chi2.ppf(COVERAGE, dim))
-    return Calibration(np.full(num_landmarks, factor), 1.0, -float(logit(BLOB_LEVEL)), PRESENT)
+    return Calibration(np.full(num_landmarks, factor), 1.0, -float(logit(BLOB_LEVEL)), 0.0)
 
 
 def calibrate(errors: Floats, scales: Floats, peaks: Floats, present: NDArray[np.bool_], dim: int) -> Calibration:
@@ -83,7 +86,7 @@ def calibrate(errors: Floats, scales: Floats, peaks: Floats, present: NDArray[np
         own = column[~np.isnan(column)]
         factor = conformal_factor(own) if len(own) >= ENOUGH_PER_LANDMARK else pooled
         factors.append(default.factors[number] if factor is None else factor)
-    slope, offset, threshold = default.slope, default.offset, 0.0
+    slope, offset, threshold = default.slope, default.offset, default.threshold
     if min(int((~present).sum()), int(present.sum())) >= ENOUGH_ABSENT:
         slope, offset = _platt(_logit(peaks).ravel(), present.ravel())
         threshold = PRESENT

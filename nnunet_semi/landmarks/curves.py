@@ -24,12 +24,14 @@ class LandmarkCurves(LocalLogger):
     `dice_per_class_or_region` holds the MRE of each landmark.
 
     Args:
+        radius: what counts as found, in mm.
         curves: names of further scalar curves, which are drawn and written too.
         others: names of further values per epoch that are only kept.
     """
 
-    def __init__(self, curves: Sequence[str] = (), others: Sequence[str] = ()) -> None:
+    def __init__(self, radius: float = 2.0, curves: Sequence[str] = (), others: Sequence[str] = ()) -> None:
         super().__init__()
+        self.radius = radius
         self.curves = list(curves)
         self.others = list(others)
         self._add_lists()
@@ -50,7 +52,7 @@ class LandmarkCurves(LocalLogger):
         panels = [
             ("loss", {"training": values["train_losses"], "validation": values["val_losses"]}),
             ("mean radial error [mm]", {"MRE": values[MRE], "moving average": np.negative(values["ema_fg_dice"])}),
-            ("success detection rate [%]", {"within 2 mm": 100 * np.array(values[SDR])}),
+            ("success detection rate [%]", {f"within {self.radius:g} mm": 100 * np.array(values[SDR])}),
             ("learning rate", {"learning rate": values["lrs"]}),
             ("epoch duration [s]", {"epoch": seconds}),
         ]
@@ -70,7 +72,7 @@ class LandmarkCurves(LocalLogger):
         self._write_csv(Path(output_folder, "progress_landmarks.csv"))
 
     def _write_csv(self, path: Path) -> None:
-        names = {"train_loss": "train_losses", "val_loss": "val_losses", "mre_mm": MRE, "sdr_2mm": SDR}
+        names = {"train_loss": "train_losses", "val_loss": "val_losses", "mre_mm": MRE, f"sdr_{self.radius:g}mm": SDR}
         names |= {name: name for name in self.curves}
         text = StringIO()
         writer = csv.writer(text)

@@ -62,8 +62,8 @@ def predict_landmarks(
         checkpoint: file name.
         device: cpu, cuda or mps; by default cuda if there is one.
         mirroring: predict mirrored images, too, if dataset.json pairs left and right.
-        threshold: probability below which a landmark is written as missing; None for .5, or for 0 if no validation case
-            lacks a landmark. The challenge wants all landmarks.
+        threshold: probability below which a landmark is written as missing; None for .5 if landmarks are missing in
+            validation cases, and for 0 if not, or if there are none. The challenge wants all landmarks.
         challenge: None or cl-detection2023.
         overwrite: replace files that are there.
         resume: leave out cases whose file is there.
@@ -99,6 +99,8 @@ def predict_landmarks(
             found = predictor.predict(files)
         except UserError as error:
             raise UserError(f"{files[0]}: {error}") from error
+        except torch.OutOfMemoryError as error:
+            raise UserError(f"{files[0]} needs more GPU memory than is free; pass -device cpu") from error
         except Exception as error:
             raise UserError(f"{files[0]} cannot be predicted ({_first_line(error)}); check the image") from error
         landmark_files.write(target, found)

@@ -82,7 +82,7 @@ class LandmarkPredictor:
         self._sigma = voxel_sigma(trainer.sigma, spacing)
         self.sigma = float(np.mean(np.multiply(self._sigma, spacing)))  # in mm
         self._mirroring = None
-        if use_mirroring:
+        if use_mirroring and trainer.allow_mirroring:
             self._mirroring = mirroring(self.dataset_json, self.plans.transpose_forward, len(spacing))
         self.calibration, self.uncalibrated_because = self._calibration(model)
         self._threshold = self.calibration.threshold if threshold is None else threshold

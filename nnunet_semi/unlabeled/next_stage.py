@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import blosc2
 import torch
+from nnunetv2.configuration import default_num_processes
 from nnunetv2.inference.export_prediction import resample_and_save
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
+from torch import nn
 
 from nnunet_semi.errors import EnvironmentNotReady
 from nnunet_semi.raw import name_some
 
+NETWORK = "nnunet_semi_network"  # key of the fingerprint in a prediction's file
 
-def predictions_folder(stage_output: str | Path, next_configuration: str) -> Path:
-    """Where a stage leaves its predictions of unlabeled cases, beside those that nnU-Net leaves of labeled ones."""
-    return Path(stage_output, "predicted_next_stage", f"{next_configuration}_unlabeled")
+
+def predictions_folder(stage_output: str | Path, next_configuration: str, fold: int | str) -> Path:
+    """Where a fold of a stage leaves its predictions of unlabeled cases, beside those that nnU-Net leaves of labeled
+    ones. Every fold has its own, so that no next stage learns from a network that knew its validation cases."""
+    return Path(stage_output, "predicted_next_stage", f"{next_configuration}_unlabeled_fold_{fold}")
+
+
+def find_predictions(stage_output: str | Path, next_configuration: str, fold: int | str) -> Path:
+    """The predictions of the same fold of the previous stage; of another one where that fold was not trained."""
+    own = predictions_folder(stage_output, next_configuration, fold)
+    others = sorted(own.parent.glob(f"{next_configuration}_unlabeled_fold_*"))
+    return own if own.is_dir() or not others else others[0]
 
 
 def require_predictions(folder: Path, cases: Sequence[str], previous_stage: str) -> None:
@@ -36,33 +52,29 @@ def require_predictions(folder: Path, cases: Sequence[str], previous_stage: str)
 
 
 def predict_cases(
-    predictor: nnUNetPredictor,
-    cases: nnUNetBaseDataset,
-    shapes: Mapping[str, Sequence[int]],
-    folder: Path,
-    checkpoint: Path,
-) -> None:
+    predictor: nnUNetPredictor, cases: nnUNetBaseDataset, shapes: Mapping[str, Sequence[int]], folder: Path
+) -> int:
     """Predict unlabeled cases and store each as label map at the resolution of the next stage.
+
+    While one case is predicted, those before it are resampled in threads, as many as nnU-Net uses processes by default.
 
     Args:
         predictor: initialised with the network of this stage.
         cases: the unlabeled cases, preprocessed for this stage.
         shapes: spatial shape of each case in the next stage; only these cases are predicted.
-        folder: gets one CASE.b2nd each; cases whose file is newer than `checkpoint` are passed over.
-        checkpoint: of the network.
+        folder: gets one CASE.b2nd each, which names its network; what the same network has left is kept.
+
+    Returns:
+        The number of cases that were predicted.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    trained = checkpoint.stat().st_mtime
-    for case, shape in shapes.items():
-        prediction = folder / f"{case}.b2nd"
-        if prediction.is_file() and prediction.stat().st_mtime >= trained:
-            continue
-        data, _, _, properties = cases.load_case(case)
-        logits = predictor.predict_sliding_window_return_logits(torch.from_numpy(data[:])).cpu()
+    network = _fingerprint(predictor.network)
+
+    def finish(case: str, logits: torch.Tensor, properties: dict) -> None:
         unfinished = folder / f"unfinished_{case}"
         resample_and_save(
             logits,
-            list(shape),
+            list(shapes[case]),
             str(unfinished),
             predictor.plans_manager,
             predictor.configuration_manager,
@@ -70,4 +82,36 @@ def predict_cases(
             predictor.dataset_json,
             torch.get_num_threads(),
         )
-        unfinished.with_name(unfinished.name + ".b2nd").replace(prediction)
+        file = unfinished.with_name(unfinished.name + ".b2nd")
+        array = blosc2.open(str(file), mode="a")
+        array.schunk.vlmeta[NETWORK] = network
+        file.replace(folder / f"{case}.b2nd")
+
+    left = [case for case in shapes if _network_of(folder / f"{case}.b2nd") != network]
+    with ThreadPoolExecutor(default_num_processes) as pool:
+        pending: deque[Future[None]] = deque()
+        for case in left:
+            data, _, _, properties = cases.load_case(case)
+            logits = predictor.predict_sliding_window_return_logits(torch.from_numpy(data[:])).cpu()
+            pending.append(pool.submit(finish, case, logits, properties))
+            if len(pending) > default_num_processes:  # probabilities of all cases would not fit into memory
+                pending.popleft().result()
+        for future in pending:
+            future.result()
+    return len(left)
+
+
+def _network_of(prediction: Path) -> str | None:
+    """The fingerprint of the network that made a prediction; None where there is none."""
+    if not prediction.is_file():
+        return None
+    array = blosc2.open(str(prediction), mode="r")
+    return array.schunk.vlmeta.get(NETWORK)
+
+
+def _fingerprint(network: nn.Module) -> str:
+    """Of the weights: a checkpoint's time does not tell whether the final or the best network predicts."""
+    digest = hashlib.sha256()
+    for tensor in network.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

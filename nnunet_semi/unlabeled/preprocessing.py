@@ -264,8 +264,5 @@ def _warnings(index: UnlabeledIndex, recipe: Recipe) -> list[str]:
             f"padded: {raw.name_some(small)}"
         )
     if 0 < len(shapes) < batch_size:
-        warnings.append(
-            f"there are fewer unlabeled cases ({len(shapes)}) than the batch size {where} ({batch_size}), so that a "
-            "batch holds patches of the same case"
-        )
+        warnings.append(f"there are fewer unlabeled cases ({len(shapes)}) than the batch size {where} ({batch_size})")
     return warnings
