@@ -66,3 +66,9 @@ def test_stock_prediction_gives_a_blob_at_every_landmark(trained: SimpleNamespac
             if len(blob) and not np.isnan(point).any():
                 found[label] += np.linalg.norm((blob.mean(0) - point) * SPACING[2]) < 2
     assert min(found.values()) >= 11  # of 12 images; one landmark is missing in one of them
+
+
+def test_an_export_says_what_it_leaves_behind(trained: SimpleNamespace, tmp_path: Path) -> None:
+    model = ["-d", 1, "-c", CONFIGURATION, "-f", 0, "-tr", TRAINER]
+    said = run(trained.env, "nnunet_semi", "export", *model, "-o", tmp_path / "model.zip")
+    assert "a blob at each landmark" in said and (tmp_path / "model.zip").is_file()

@@ -384,6 +384,17 @@ def test_an_interrupted_and_resumed_training_is_one_curve(dataset):
     assert found.facts["epochs done"] == "4, 12.5 s each"
 
 
+def test_pseudo_labeled_cases_of_a_round_are_not_called_labeled(dataset, tmp_path, monkeypatch):
+    raw = tmp_path / "raw" / "Dataset007_Heart"
+    raw.mkdir(parents=True)
+    (raw / "branch.json").write_text('{"branch_of": "Dataset001_Heart"}')
+    fold = make_fold(dataset)
+    assert "labeled cases" in read_training(find_results([fold])[0]).facts
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+    facts = read_training(find_results([fold])[0]).facts
+    assert facts["labeled and pseudo-labeled cases"] == "8 for training, 2 for validation"
+
+
 def test_unlabeled_images_of_a_landmark_training_are_told(dataset):
     fold = make_fold(dataset)
     (fold / "progress_semi.csv").unlink(missing_ok=True)

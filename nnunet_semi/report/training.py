@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nnunet_semi.branches import original_of
 from nnunet_semi.errors import UserError
 from nnunet_semi.report.results import Result
 
@@ -93,10 +94,12 @@ def _facts(training: Training, result: Result, log: str) -> None:
     facts["dataset"] = str(plans.get("dataset_name") or result.model.parent.name)
     facts |= {"trainer": trainer, "plans": plans_name, "configuration": configuration, "fold": result.folder.name[5:]}
     split, unlabeled = SPLIT.findall(log), UNLABELED.findall(log)
+    is_branch = original_of(facts["dataset"]) != facts["dataset"]
+    cases = "labeled and pseudo-labeled cases" if is_branch else "labeled cases"
     if split:
-        facts["labeled cases"] = f"{split[-1][0]} for training, {split[-1][1]} for validation"
+        facts[cases] = f"{split[-1][0]} for training, {split[-1][1]} for validation"
     elif facts["fold"] == "all" and "numTraining" in dataset:
-        facts["labeled cases"] = f"{dataset['numTraining']}, all for training and for validation"
+        facts[cases] = f"{dataset['numTraining']}, all for training and for validation"
     facts["unlabeled cases"] = unlabeled[-1] if unlabeled else "none (supervised)"
     labels = dataset.get("labels")
     if isinstance(labels, dict):

@@ -27,6 +27,8 @@ def _export_arguments(parser: ArgumentParser) -> None:
 
 def _export(args: Namespace) -> int:
     from nnunet_semi.export import export
+    from nnunet_semi.filtering.model import quiet
+    from nnunet_semi.stock import find_trainer_class
 
     written = export(
         args.dataset,
@@ -39,6 +41,14 @@ def _export(args: Namespace) -> int:
         overwrite=args.overwrite,
     )
     print(written)
+    with quiet():
+        finds_landmarks = hasattr(find_trainer_class(args.trainer), "map_loss")
+    if finds_landmarks:
+        print(
+            "note: without nnunet_semi the model draws a blob at each landmark; for points and their uncertainty, "
+            "export with nnUNetv2_export_model_to_zip and install nnunet_semi there, too",
+            file=sys.stderr,
+        )
     return 0
 
 
