@@ -26,6 +26,7 @@ LABELS = {
     "semi_kept": "kept",
     "semi_confidence": "confidence",
     "semi_agreement": "agreement",
+    "semi_learned": "worst class",
     SHARES: "shares",
     KEPT: "kept of each",
 }

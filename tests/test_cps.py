@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_semi.errors import UserError
 from nnunet_semi.trainers.nnUNetTrainerCPS import nnUNetTrainerCPS, nnUNetTrainerCPSCutMix, nnUNetTrainerCPSOriginal
+from nnunet_semi.trainers.nnUNetTrainerSemi import worst_dice
 from tiny_trainer import make_trainer, random_batch
 
 VARIANTS = [nnUNetTrainerCPS, nnUNetTrainerCPSOriginal, nnUNetTrainerCPSCutMix]
@@ -79,6 +81,33 @@ def test_the_networks_start_differently_and_learn(tiny_2d):
     trainer.train_step(random_batch(trainer))
     for (network, _), old in zip(trainer.trained(), before, strict=True):
         assert any(not torch.equal(value, old[name]) for name, value in network.state_dict().items())
+
+
+def test_unlabeled_images_count_once_the_worst_class_is_learned(tiny_2d):
+    trainer = initialized(nnUNetTrainerCPS, tiny_2d, wait_for_classes=True, ramp_length=0.0)
+    assert trainer.current_weight == 0
+    counts = {"tp_hard": [6, 2], "fp_hard": [2, 3], "fn_hard": [2, 1]}  # Dice 12 / 16 and 4 / 8
+    trainer.on_validation_epoch_end([{name: np.array(c) for name, c in counts.items()} | {"loss": np.array(0.5)}] * 2)
+    assert trainer.current_weight == 0.5
+    other = make_trainer(nnUNetTrainerCPS, tiny_2d, wait_for_classes=True, ramp_length=0.0)
+    other.logger.load_checkpoint(trainer.logger.get_checkpoint())
+    assert other.current_weight == 0.5
+    assert make_trainer(nnUNetTrainerCPS, tiny_2d, ramp_length=0.0).current_weight == 1
+
+
+def test_a_class_that_no_reference_holds_is_not_waited_for():
+    assert worst_dice(np.array([5, 0]), np.array([5, 9]), np.array([0, 0])) == pytest.approx(2 / 3)
+    assert worst_dice(np.array([0]), np.array([9]), np.array([0])) == 1
+    assert worst_dice(np.array([5, 0]), np.array([5, 0]), np.array([0, 7])) == 0
+
+
+def test_half_way_a_class_that_is_not_learned_is_told(tiny_2d):
+    trainer = initialized(nnUNetTrainerCPS, tiny_2d, wait_for_classes=True, num_epochs=10)
+    said = []
+    for epoch in range(10):
+        trainer.current_epoch = epoch
+        said.append([line for line in trainer.warnings() if "is not learned yet" in line])
+    assert [bool(lines) for lines in said] == [epoch == 5 for epoch in range(10)]
 
 
 def test_with_weight_zero_network_1_learns_as_in_nnunettrainer(tiny_2d):

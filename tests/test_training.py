@@ -110,7 +110,10 @@ def test_training_tells_its_pace_and_draws_its_curves(trained: SimpleNamespace) 
         values = {name: float(value) for name, value in row.items()}
         assert np.isfinite(list(values.values())).all()
         assert abs(sum(value for name, value in values.items() if name.startswith("share_")) - 1) < 1e-4
-    assert float(rows[0]["semi_weight"]) < float(rows[-1]["semi_weight"])
+    weights, learned = ([float(row[f"semi_{name}"]) for row in rows] for name in ("weight", "learned"))
+    assert weights[0] == 0 and all(0 <= worst <= 1 for worst in learned)  # of the class that is learned worst
+    for weight, before in zip(weights[1:], learned, strict=False):
+        assert weight < before if before else weight == 0
     with Image.open(trained.folder / "progress.png") as picture:
         assert picture.height > 5400  # of nnU-Net's own three panels
 

@@ -28,6 +28,7 @@ class nnUNetTrainerCPS(nnUNetTrainerSemi):
     the cost of one. With -pretrained_weights it alone begins with them, so that the two still differ.
     """
 
+    wait_for_classes = True
     pseudo_dice_smoothing = 0.05
     curve_names: Sequence[str] = ("semi_confidence", "semi_agreement")
 
@@ -138,6 +139,7 @@ class nnUNetTrainerCPSOriginal(nnUNetTrainerCPS):
 
     unsupervised_weight = 1.5
     ramp_length = 0.0
+    wait_for_classes = False
     pseudo_weight_dice = 0.0
     perturbation = IntensityPerturbation.nnunet
 

@@ -37,6 +37,8 @@ from nnunet_semi.unlabeled.selection import usable_cases
 from nnunet_semi.unlabeled.streams import TwoStreams, unlabeled_loader
 
 Outputs = Tensor | list[Tensor]
+LEARNED = "semi_learned"  # curve of the Dice of the class that is learned worst
+LITTLE = 0.1  # of it, at half of the training
 
 
 class Losses(NamedTuple):
@@ -68,6 +70,12 @@ def split_like(outputs: Outputs, images: Sequence[Tensor]) -> list[Outputs]:
     return [list(part) for part in zip(*(o.split(sizes) for o in outputs), strict=True)]
 
 
+def worst_dice(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray) -> float:
+    """The smallest Dice of the classes that a reference holds, from counts of voxels (K,); 1 if it holds none."""
+    present = tp + fn > 0
+    return float((2 * tp / np.maximum(2 * tp + fp + fn, 1))[present].min(initial=1.0))
+
+
 def finest(outputs: Outputs) -> Tensor:
     """The output at full resolution, with or without deep supervision."""
     return outputs if isinstance(outputs, Tensor) else outputs[0]
@@ -77,12 +85,14 @@ class nnUNetTrainerSemi(PluginTrainer):
     """nnUNetTrainer with a stream of unlabeled images; a method overrides `losses`.
 
     The loss of a step is supervised_weight · supervised + w(t) · unsupervised, with
-    w(t) = unsupervised_weight · sigmoid_rampup(t).
+    w(t) = unsupervised_weight · sigmoid_rampup(t), and less with `wait_for_classes`.
 
     Attributes:
         supervised_weight: weight of the supervised loss; the curve of that loss is without it.
         unsupervised_weight: full weight of the unsupervised loss.
         ramp_length: fraction of training after which the weight is full; 0 for the full weight from the start.
+        wait_for_classes: multiply the weight by the Dice of the class that is learned worst, in nnU-Net's online
+            validation of the epoch before. Pseudo labels made before a class is learned teach that it is nowhere.
         unlabeled_batch_size: unlabeled patches per step; None for as many as labeled. Under DDP of all processes
             together, rounded down to the same number in each, at least 1: nnU-Net's batch Dice gathers equal shapes.
         pseudo_weight_ce, pseudo_weight_dice: weights of the two parts of the loss against pseudo labels.
@@ -94,6 +104,7 @@ class nnUNetTrainerSemi(PluginTrainer):
     supervised_weight: float = 1.0
     unsupervised_weight: float = 1.0
     ramp_length: float = 1.0
+    wait_for_classes: bool = False
     unlabeled_batch_size: int | None = None
     pseudo_weight_ce: float = 1.0
     pseudo_weight_dice: float = 1.0
@@ -111,7 +122,8 @@ class nnUNetTrainerSemi(PluginTrainer):
     def curve_logger(self) -> Any:
         """nnU-Net's logger with the curves of unlabeled images."""
         lists = (SHARES, KEPT) if "semi_kept" in self.curves else (SHARES,)
-        return CurveLogger(self.curves, self._output_names(), lists)
+        curves = [*self.curves, LEARNED] if self.wait_for_classes else self.curves
+        return CurveLogger(curves, self._output_names(), lists)
 
     def _output_names(self) -> list[str]:
         """The class or region of each output of the network, as dataset.json names them."""
@@ -182,7 +194,7 @@ class nnUNetTrainerSemi(PluginTrainer):
             optimizer.zero_grad(set_to_none=True)
         with self._autocast():
             losses = self.losses(self._to_device(batch["data"]), target, self._to_device(batch["unlabeled"]))
-            weight = self.unsupervised_weight * sigmoid_rampup(self.training_progress, self.ramp_length)
+            weight = self.current_weight
             loss = self.supervised_weight * losses.supervised + weight * losses.unsupervised
         self._update(loss)
         self.count_iteration()
@@ -191,6 +203,29 @@ class nnUNetTrainerSemi(PluginTrainer):
         packed = torch.cat([torch.stack([s.detach().float() for s in scalars]), *lists]).cpu().numpy()
         curves = np.concatenate([packed[1:3], [weight], packed[3:]])
         return {"loss": packed[0], "curves": curves}
+
+    @property
+    def current_weight(self) -> float:
+        """Of the unsupervised loss in this step."""
+        ramp = sigmoid_rampup(self.training_progress, self.ramp_length)
+        return self.unsupervised_weight * ramp * (self._learned if self.wait_for_classes else 1.0)
+
+    @property
+    def _learned(self) -> float:
+        known = self.logger.get_value(LEARNED, step=None)
+        return float(np.nan_to_num(known[-1])) if known else 0.0  # NaN: an epoch of another trainer
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        """Log nnU-Net's pseudo Dice, and that of the class that is learned worst among those that are there."""
+        super().on_validation_epoch_end(val_outputs)
+        if not self.wait_for_classes:
+            return
+        counts = sum(np.stack([output[name] for name in ("tp_hard", "fp_hard", "fn_hard")]) for output in val_outputs)
+        if self.is_ddp:
+            gathered: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered, counts)
+            counts = sum(gathered)
+        self.logger.log(LEARNED, worst_dice(*counts), self.current_epoch)
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, non_blocking=True)
@@ -234,7 +269,13 @@ class nnUNetTrainerSemi(PluginTrainer):
 
     def warnings(self) -> list[str]:
         """What the curves so far have to say to whoever reads the log. A hook."""
-        return vanished(self.logger.get_value(SHARES, step=None), self._output_names())
+        said = vanished(self.logger.get_value(SHARES, step=None), self._output_names())
+        if self.wait_for_classes and self.current_epoch == self.num_epochs // 2 and self._learned < LITTLE:
+            said.append(
+                "warning: unlabeled images count next to nothing, since a class is not learned yet (see Pseudo dice); "
+                "train longer, or with a subclass that has wait_for_classes = False"
+            )
+        return said
 
     # --- unlabeled data ---
 
