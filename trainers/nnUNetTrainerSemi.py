@@ -220,11 +220,12 @@ class nnUNetTrainerSemi(PluginTrainer):
         super().on_validation_epoch_end(val_outputs)
         if not self.wait_for_classes:
             return
-        counts = sum(np.stack([output[name] for name in ("tp_hard", "fp_hard", "fn_hard")]) for output in val_outputs)
+        names = ("tp_hard", "fp_hard", "fn_hard")
+        counts = np.sum([[output[name] for name in names] for output in val_outputs], axis=0)
         if self.is_ddp:
             gathered: list[Any] = [None] * dist.get_world_size()
             dist.all_gather_object(gathered, counts)
-            counts = sum(gathered)
+            counts = np.sum(gathered, axis=0)
         self.logger.log(LEARNED, worst_dice(*counts), self.current_epoch)
 
     def _to_device(self, tensor: Tensor) -> Tensor:

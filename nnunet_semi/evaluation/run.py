@@ -121,8 +121,8 @@ def _evaluation(
         return Evaluation(cases, names, means, about, notes=notes)
     rules = CHALLENGES[settings.challenge]
     about = {"challenge": settings.challenge} | ({} if milliseconds is None else {"milliseconds": milliseconds})
-    found = publish(Evaluation(cases, names, rules.means, about, notes=notes))
-    return replace(found, notes=[*notes, *_undefined(found)])
+    scored = publish(Evaluation(cases, names, rules.means, about, notes=notes))
+    return replace(scored, notes=[*notes, *_undefined(scored)])
 
 
 def publish(evaluation: Evaluation) -> Evaluation:

@@ -183,7 +183,7 @@ def _add_landmarks(training: Training, path: Path) -> None:
         training.charts["Unlabeled images"] = others
 
 
-def _columns(path: Path) -> dict[str, dict[int, float]]:
+def _columns(path: Path) -> dict[str, Curve]:
     """Name of a column → epoch → value."""
     rows = _rows(path)
     return {name: {int(r["epoch"]): r[name] for r in rows} for name in (rows[0] if rows else {}) if name != "epoch"}
