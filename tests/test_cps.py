@@ -85,14 +85,14 @@ def test_the_networks_start_differently_and_learn(tiny_2d):
 
 def test_unlabeled_images_count_once_the_worst_class_is_learned(tiny_2d):
     trainer = initialized(nnUNetTrainerCPS, tiny_2d, wait_for_classes=True, ramp_length=0.0)
-    assert trainer.current_weight == 0
+    assert trainer.current_weight() == 0
     counts = {"tp_hard": [6, 2], "fp_hard": [2, 3], "fn_hard": [2, 1]}  # Dice 12 / 16 and 4 / 8
     trainer.on_validation_epoch_end([{name: np.array(c) for name, c in counts.items()} | {"loss": np.array(0.5)}] * 2)
-    assert trainer.current_weight == 0.5
+    assert trainer.current_weight() == 0.5
     other = make_trainer(nnUNetTrainerCPS, tiny_2d, wait_for_classes=True, ramp_length=0.0)
     other.logger.load_checkpoint(trainer.logger.get_checkpoint())
-    assert other.current_weight == 0.5
-    assert make_trainer(nnUNetTrainerCPS, tiny_2d, ramp_length=0.0).current_weight == 1
+    assert other.current_weight() == 0.5
+    assert make_trainer(nnUNetTrainerCPS, tiny_2d, ramp_length=0.0).current_weight() == 1
 
 
 def test_a_class_that_no_reference_holds_is_not_waited_for():

@@ -194,7 +194,7 @@ class nnUNetTrainerSemi(PluginTrainer):
             optimizer.zero_grad(set_to_none=True)
         with self._autocast():
             losses = self.losses(self._to_device(batch["data"]), target, self._to_device(batch["unlabeled"]))
-            weight = self.current_weight
+            weight = self.current_weight()
             loss = self.supervised_weight * losses.supervised + weight * losses.unsupervised
         self._update(loss)
         self.count_iteration()
@@ -204,13 +204,11 @@ class nnUNetTrainerSemi(PluginTrainer):
         curves = np.concatenate([packed[1:3], [weight], packed[3:]])
         return {"loss": packed[0], "curves": curves}
 
-    @property
     def current_weight(self) -> float:
         """Of the unsupervised loss in this step."""
         ramp = sigmoid_rampup(self.training_progress, self.ramp_length)
-        return self.unsupervised_weight * ramp * (self._learned if self.wait_for_classes else 1.0)
+        return self.unsupervised_weight * ramp * (self._learned() if self.wait_for_classes else 1.0)
 
-    @property
     def _learned(self) -> float:
         known = self.logger.get_value(LEARNED, step=None)
         return float(np.nan_to_num(known[-1])) if known else 0.0  # NaN: an epoch of another trainer
@@ -271,7 +269,7 @@ class nnUNetTrainerSemi(PluginTrainer):
     def warnings(self) -> list[str]:
         """What the curves so far have to say to whoever reads the log. A hook."""
         said = vanished(self.logger.get_value(SHARES, step=None), self._output_names())
-        if self.wait_for_classes and self.current_epoch == self.num_epochs // 2 and self._learned < LITTLE:
+        if self.wait_for_classes and self.current_epoch == self.num_epochs // 2 and self._learned() < LITTLE:
             said.append(
                 "warning: unlabeled images count next to nothing, since a class is not learned yet (see Pseudo dice); "
                 "train longer, or with a subclass that has wait_for_classes = False"
