@@ -240,13 +240,29 @@ def test_export_passes_its_flags(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     short = ["export", "-d", "1", "-c", "2d", "-o", "m.zip"]
     assert main(short) == 0
     assert (
-        main([*short, "-tr", "T", "-p", "P", "-f", "0", "3", "all", "-chk", "checkpoint_best.pth", "--overwrite"]) == 0
+        main(
+            [
+                *short,
+                "-tr",
+                "nnUNetTrainer",
+                "-p",
+                "P",
+                "-f",
+                "0",
+                "3",
+                "all",
+                "-chk",
+                "checkpoint_best.pth",
+                "--overwrite",
+            ]
+        )
+        == 0
     )
     assert [args for args, _ in calls] == [("1", "2d", Path("m.zip"))] * 2
     names = ("trainer", "plans", "folds", "checkpoint", "overwrite")
     assert [tuple(kwargs[name] for name in names) for _, kwargs in calls] == [
         ("nnUNetTrainerCPS", "nnUNetPlans", (0,), "checkpoint_final.pth", False),
-        ("T", "P", (0, 3, "all"), "checkpoint_best.pth", True),
+        ("nnUNetTrainer", "P", (0, 3, "all"), "checkpoint_best.pth", True),
     ]
     assert capsys.readouterr().out == "m.zip\nm.zip\n"
 
