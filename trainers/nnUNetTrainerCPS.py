@@ -20,7 +20,7 @@ from nnunet_semi.trainers.nnUNetTrainerSemi import Losses, Outputs, finest, nnUN
 
 
 class nnUNetTrainerCPS(nnUNetTrainerSemi):
-    """CPS as medical imaging uses it: pseudo labels on unlabeled images only, with a ramp.
+    """CPS as medical imaging uses it: pseudo labels on unlabeled images only, with a ramp, once classes are learned.
 
     Both networks start from different weights and learn the labeled batch. On the unlabeled batch each learns the
     hard pseudo label of the other, through which no gradient flows. Each sees a strong view of its own, so that the
