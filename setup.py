@@ -15,7 +15,8 @@ SHIM = ("nnunet_semi", "discovery", "shim")
 
 # Python reads `nnunet_semi.pth` at every start (`.start` from 3.15 on) and runs this line. It appends one folder to the
 # environment variable nnUNet_extTrainer, in which nnU-Net looks for trainers. Standard library only, nothing imported
-# from this project, so that another copy of it on the path is not pushed aside.
+# from this project, so that another copy of it on the path is not pushed aside. Whatever goes wrong in it stays silent,
+# or every start of Python would print it; `nnunet_semi doctor` looks a trainer up for real and tells what is missing.
 START_UP = """
 try:
     if os.environ.get("NNUNET_SEMI_NO_HOOK", "0") in ("", "0"):

@@ -1,9 +1,11 @@
-"""Writes landmark datasets: images, exact points, and the balls that nnU-Net's own commands accept as labels."""
+"""What the landmark benchmarks share: datasets with exact points, a run and its errors, and the table."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import SimpleITK as sitk
 
@@ -23,7 +25,10 @@ def write_landmark_dataset(
     modality: str,
     ending: str,
 ) -> None:
-    """Writes a dataset into nnUNet_raw; dataset.json is written last, so it says that the rest is there."""
+    """Writes a dataset into nnUNet_raw: images, points, and the balls that nnU-Net's own commands accept as labels.
+
+    dataset.json is written last, so it says that the rest is there.
+    """
     for kind in ("imagesTr", "labelsTr", "landmarksTr", "imagesUn"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
     count = 0
@@ -45,3 +50,28 @@ def write_landmark_dataset(
         "landmarks": {"names": list(names)},
     }
     write_json(folder / "dataset.json", description)
+
+
+def errors_of_run(
+    run: Callable[..., None], results: Path, dataset: str, configuration: str, trainer: str, device: str
+) -> tuple[Path, dict[str, float]]:
+    """Trains fold 0 unless it is validated; gives its validation folder, and the mean errors in its summary.json.
+
+    Args:
+        run: runs a command.
+        results: nnUNet_results.
+        trainer: with length and seed in its name.
+    """
+    summary = results / dataset / f"{trainer}__nnUNetPlans__{configuration}" / "fold_0" / "validation" / "summary.json"
+    if not summary.is_file():
+        run("nnUNetv2_train", dataset, configuration, "0", "-tr", trainer, "-device", device)
+    return summary.parent, json.loads(summary.read_text(encoding="utf-8"))["foreground_mean"]
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Prints rows as a table in Markdown, with the columns of the last one."""
+    names = list(rows[-1]) if rows else []
+    print("|", " | ".join(names), "|\n|", " | ".join("---" for _ in names), "|")
+    for row in rows:
+        values = [row.get(name, "") for name in names]
+        print("|", " | ".join(f"{v:.3f}" if isinstance(v, float) else str(v) for v in values), "|")

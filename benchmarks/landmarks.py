@@ -23,7 +23,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from children import environment, run_child
-from landmark_data import write_landmark_dataset
+from landmark_data import errors_of_run, print_rows, write_landmark_dataset
 from nnunet_semi import landmark_files
 from nnunet_semi.errors import UserError
 from prepare import processes, write_json
@@ -116,14 +116,10 @@ class Benchmark:
         """Trains, unless it is done, and gives the errors on the validation cases."""
         name = f"{trainer}_{self.args.epochs}epochs_{self.args.iterations}iters_seed{seed}"
         dataset = self.dataset(labeled)
-        model = self.args.work / "nnUNet_results" / dataset / f"{name}__nnUNetPlans__{self.configuration}"
-        summary = model / "fold_0" / "validation" / "summary.json"
-        if not summary.is_file():
-            command = ("nnUNetv2_train", dataset, self.configuration, "0", "-tr", name)
-            self.run(*command, "-device", self.args.device)
-        means = json.loads(summary.read_text(encoding="utf-8"))["foreground_mean"]
+        results = self.args.work / "nnUNet_results"
+        folder, means = errors_of_run(self.run, results, dataset, self.configuration, name, self.args.device)
         errors = {f"SDR {limit} mm": means[f"SDR {limit} mm"] for limit in LIMITS}
-        found = errors_of(summary.parent, self.validated)
+        found = errors_of(folder, self.validated)
         readers = {f"MRE of {reader}": float(np.nanmean(found[reader])) for reader in READERS}
         row = {"trainer": trainer, "labeled": labeled, "seed": seed, "MRE": means["MRE"], **errors, **readers}
         return {**row, "in 90 % region": self.coverage(dataset, name)} if self.args.tuning else row
@@ -201,10 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"landmarks.py: {problem}", file=sys.stderr)
         return problem.exit_code
     finally:
-        print("|", " | ".join(rows[-1]), "|\n|", " | ".join("---" for _ in rows[-1]), "|")
-        for row in rows:
-            values = [row.get(name, "") for name in rows[-1]]
-            print("|", " | ".join(f"{v:.3f}" if isinstance(v, float) else str(v) for v in values), "|")
+        print_rows(rows)
     return 0
 
 

@@ -11,7 +11,6 @@ what a constant gets: each landmark at its mean place in the labeled cases, as a
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +22,7 @@ from scipy import ndimage
 
 from cases import TASKS, read_protocol, split_cases
 from children import environment, run_child
-from landmark_data import write_landmark_dataset
+from landmark_data import errors_of_run, print_rows, write_landmark_dataset
 from nnunet_semi.errors import UserError
 from prepare import processes, write_json
 
@@ -84,10 +83,8 @@ class Benchmark:
         split = split_cases(read_protocol(self.args.data, TASK), TASK, labeled)
 
         def places(names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-            cases = list(self.cases(names))
-            return np.array([[*points.values()] for _, _, points in cases]), np.array(
-                [i.GetSize() for _, i, _ in cases]
-            )
+            found = [([*points.values()], image.GetSize()) for _, image, points in self.cases(names)]
+            return np.array([points for points, _ in found]), np.array([size for _, size in found])
 
         known, sizes = places(split.labeled)
         points, test_sizes = places(split.test)
@@ -99,12 +96,8 @@ class Benchmark:
     def measure(self, dataset: str, trainer: str, labeled: int, seed: int) -> dict[str, Any]:
         """Trains, unless it is done, and gives the errors on the validation cases."""
         name = f"{trainer}_{self.args.epochs}epochs_{self.args.iterations}iters_seed{seed}"
-        model = self.args.work / "nnUNet_results" / dataset / f"{name}__nnUNetPlans__{self.configuration}"
-        summary = model / "fold_0" / "validation" / "summary.json"
-        if not summary.is_file():
-            command = ("nnUNetv2_train", dataset, self.configuration, "0", "-tr", name)
-            self.run(*command, "-device", self.args.device)
-        means = json.loads(summary.read_text(encoding="utf-8"))["foreground_mean"]
+        results = self.args.work / "nnUNet_results"
+        _, means = errors_of_run(self.run, results, dataset, self.configuration, name, self.args.device)
         rates = {f"SDR {limit} mm": means[f"SDR {limit} mm"] for limit in ("2", "4")}
         return {"trainer": trainer, "labeled": labeled, "seed": seed, "MRE": means["MRE"], **rates}
 
@@ -132,9 +125,7 @@ def main() -> int:
         print(f"landmarks3d.py: {problem}", file=sys.stderr)
         return problem.exit_code
     finally:
-        print("|", " | ".join(rows[0]), "|\n|", " | ".join("---" for _ in rows[0]), "|")
-        for row in rows:
-            print("|", " | ".join(f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()), "|")
+        print_rows(rows)
     return 0
 
 
