@@ -16,6 +16,7 @@ import torch
 from landmark_dataset import DOT, OFFSETS, SPACING, make_landmark_dataset
 from nnunet_semi.errors import EnvironmentNotReady, UserError
 from nnunet_semi.landmark_files import read, write
+from nnunet_semi.landmarks.calibration import SAMPLES
 from nnunet_semi.landmarks.decoding import decode
 from nnunet_semi.landmarks.heatmaps import BLOB_LEVEL, render
 from nnunet_semi.trainers.nnUNetTrainerHeatmap import (
@@ -179,6 +180,13 @@ def test_validation_writes_landmarks_and_their_errors(dots: Callable[..., Path])
         errors = np.linalg.norm(read(folder / f"{case}.json").world - read(raw / f"{case}.json").world, axis=1)
         for label, error in enumerate(errors, 1):
             assert entry["metrics"][str(label)]["MRE"] == pytest.approx(error, nan_ok=True)
+    calibration = summary["nnunet_semi"][SAMPLES]  # by which predictions are calibrated
+    for row, entry in enumerate(summary["metric_per_case"]):
+        details = read(folder / f"{entry['case']}.json").details
+        for name in ("peak", "width"):
+            assert calibration[name][row] == pytest.approx(details[name], abs=1e-4)
+        errors = [math.nan if error is None else error for error in calibration["error_mm"][row]]
+        assert errors == pytest.approx([of["MRE"] for of in entry["metrics"].values()], nan_ok=True)
 
 
 def test_a_continued_training_is_the_unbroken_one(dots: Callable[..., Path], monkeypatch, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from nnunet_semi.discovery import hook_folder
 from nnunet_semi.errors import EnvironmentNotReady, UserError, WrongUse
 from nnunet_semi.geometry import Geometry
 from nnunet_semi.landmark_files import Landmarks
+from nnunet_semi.landmarks.calibration import SAMPLES, from_validation, samples
 from nnunet_semi.landmarks.predicting import predict_landmarks
 from nnunet_semi.orthodontics import NAMES, read_points
 from small_dataset import environment, plan
@@ -235,19 +236,35 @@ def test_landmarks_that_are_not_there_are_written_as_missing(model, tmp_path):
 def test_uncertainties_are_calibrated_on_the_validation_cases(model, tmp_path):
     folder = model()
     _, reason = predict(folder, tmp_path / "raw")
-    assert "no validated landmarks" in reason
+    assert "summary.json does not tell how far off" in reason
     references = test_images(folder).with_name("landmarksTr")
+    validated = []
     for number in range(6):  # as if the network had been 5 mm wrong in every validation case, with a perfect peak
         reference = landmark_files.read(references / f"case_{number}.json")
         details = {"peak": np.ones(3), "width": np.ones(3)}
         wrong = reference.geometry.voxel(reference.world + [5.0, 0.0])
-        moved = Landmarks(reference.names, wrong, reference.geometry, details)
-        landmark_files.write(folder / "fold_0" / "validation" / f"case_{number}.json", moved)
+        validated.append((reference, Landmarks(reference.names, wrong, reference.geometry, details)))
+    summary = folder / "fold_0" / "validation" / "summary.json"
+    summary.write_text(json.dumps({"nnunet_semi": {SAMPLES: samples(validated)}}))
     _, reason = predict(folder, tmp_path / "calibrated")
     assert reason == ""
     found = landmark_files.read(tmp_path / "calibrated" / "case_6.json").details
     scale = np.sqrt(found["width_mm"] ** 2 / found["peak"])
     assert found["uncertainty_mm"] == pytest.approx(5.0 / SIGMA * scale, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [{"names": ["other"] * 3}, {"peak": [[1.0]]}, {"width": "wide"}, {"error_mm": None}],
+    ids=lambda it: next(iter(it)),
+)
+def test_errors_of_another_model_or_damaged_ones_calibrate_nothing(tmp_path, found):
+    geometry = Geometry.of((9, 9), (1.0, 1.0))
+    landmarks = Landmarks(("a", "b", "c"), np.ones((3, 2)), geometry, {"peak": np.ones(3), "width": np.ones(3)})
+    summary = tmp_path / "summary.json"
+    summary.write_text(json.dumps({"nnunet_semi": {SAMPLES: samples([(landmarks, landmarks)] * 20) | found}}))
+    learned, reason = from_validation([summary], landmarks.names, SIGMA, dim=2)
+    assert learned is None and reason.startswith(str(summary)) and "--val" in reason
 
 
 # --- files and the command line ---

@@ -24,6 +24,7 @@ from nnunet_semi.evaluation.landmarks import MICRO, evaluate_landmarks
 from nnunet_semi.geometry import Geometry
 from nnunet_semi.landmarks import losses
 from nnunet_semi.landmarks.accuracy import mean_error, patch_errors, success_rate
+from nnunet_semi.landmarks.calibration import SAMPLES, samples
 from nnunet_semi.landmarks.curves import MRE, SDR, LandmarkCurves
 from nnunet_semi.landmarks.dataset import check_geometry, landmark_folder, read_landmarks
 from nnunet_semi.landmarks.decoding import decode_outputs
@@ -186,7 +187,10 @@ class nnUNetTrainerHeatmap(PluginTrainer):
     # --- final validation ---
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """Write the landmarks of every validation case to validation/CASE.json, and validation/summary.json."""
+        """Write the landmarks of every validation case to validation/CASE.json, and validation/summary.json.
+
+        The summary holds what `predict_landmarks` calibrates by, so that it travels with the model.
+        """
         folder = Path(self.output_folder, "validation")
         folder.mkdir(parents=True, exist_ok=True)
         _, cases = self.do_split()
@@ -206,7 +210,9 @@ class nnUNetTrainerHeatmap(PluginTrainer):
             for path in folder.glob("*.json"):
                 if path.stem not in cases:  # of an earlier validation with another split
                     path.unlink()
-            evaluation = evaluate_landmarks(references, folder, output=folder, overwrite=True, chill=True)
+            evaluation = evaluate_landmarks(references, folder, chill=True)
+            pairs = ((case.reference, case.prediction) for case in evaluation.cases)
+            evaluation.write(folder, overwrite=True, further={SAMPLES: samples(pairs)})
             self.logger.log_summary("final_val/mre_mm", evaluation.statistics["MRE"][MICRO].mean)
             self.print_to_log_file(f"Validation complete\n{evaluation.as_text()}")
 

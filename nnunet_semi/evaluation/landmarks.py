@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from io import StringIO
@@ -120,10 +120,16 @@ class LandmarkEvaluation:
                 writer.writerow([case.case, index + 1, name, state or "neither", *cells])
         return text.getvalue()
 
-    def write(self, output: Path, overwrite: bool = False) -> list[Path]:
-        """Writes summary.json and landmarks.csv; see `output_files`."""
+    def write(self, output: Path, overwrite: bool = False, further: Mapping[str, Any] | None = None) -> list[Path]:
+        """Writes summary.json, with `further` entries among this project's own, and landmarks.csv.
+
+        Raises:
+            UserError: see `output_files`.
+        """
         summary, table = output_files(output, "summary.json", "landmarks.csv", overwrite)
-        write_json(summary, self.as_tree())
+        tree = self.as_tree()
+        tree["nnunet_semi"] |= further or {}
+        write_json(summary, tree)
         write_text(table, self.as_csv())
         return [summary, table]
 

@@ -8,9 +8,10 @@ least 90 % of them, whatever the scale. The probability is a logistic regression
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +23,15 @@ from nnunet_semi import landmark_files
 from nnunet_semi.errors import UserError
 from nnunet_semi.landmarks.heatmaps import BLOB_LEVEL
 from nnunet_semi.landmarks.uncertainty import Consensus
+from nnunet_semi.raw import load_json
 
 Floats = NDArray[np.float64]
 
 COVERAGE = 0.9
 ENOUGH_PER_LANDMARK = 20  # values, from which on a landmark has a factor of its own
 ENOUGH_ABSENT = 5  # landmarks that are missing, and as many present, from which on probabilities are learned
+SAMPLES = "landmark_calibration"  # key in summary.json
+COLUMNS = ("error_mm", "peak", "width", "present")  # of it, cases × landmarks
 PRESENT = 0.5  # probability from which on a landmark is said to be there
 
 
@@ -116,8 +120,25 @@ def _logit(peak: Floats) -> Floats:
     return logit(np.clip(peak, 1e-4, 1 - 1e-4))
 
 
+def samples(cases: Iterable[tuple[landmark_files.Landmarks, landmark_files.Landmarks]]) -> dict[str, Any]:
+    """What `from_validation` learns from, for the validation's summary.json, so that it travels with the model.
+
+    Args:
+        cases: reference and prediction, with the details `peak` and `width` (in units of σ).
+    """
+    found: dict[str, Any] = {"names": []} | {name: [] for name in COLUMNS}
+    for reference, prediction in cases:
+        found["names"] = list(reference.names)
+        error = np.linalg.norm(prediction.world - reference.world, axis=1)
+        found["error_mm"].append([None if math.isnan(value) else float(value) for value in error])
+        for name in ("peak", "width"):
+            found[name].append(np.nan_to_num(prediction.details[name]).tolist())
+        found["present"].append((~np.isnan(reference.voxel).any(axis=1)).tolist())
+    return found
+
+
 def from_validation(
-    folders: Sequence[Path], references: Path, names: Sequence[str], sigma: float
+    summaries: Sequence[Path], names: Sequence[str], sigma: float, dim: int
 ) -> tuple[Calibration | None, str]:
     """Learns from what a training's final validation left, and says in a sentence why there is none.
 
@@ -125,33 +146,24 @@ def from_validation(
     on top of these scales: the regions of ensembles are on the safe side.
 
     Args:
-        folders: `validation` of every fold.
-        references: landmarksTr.
+        summaries: `validation/summary.json` of every fold.
         names: of the landmarks.
         sigma: of the heatmaps, in mm.
+        dim: of the images.
     """
-    rows = []
-    dim = 2
-    for folder in folders:
-        for path in sorted(folder.glob("*.json")):
-            reference_path = references / path.name
-            if path.name == "summary.json" or not reference_path.is_file():
-                continue
-            try:
-                prediction, reference = landmark_files.read(path), landmark_files.read(reference_path)
-            except UserError as error:
-                return None, str(error)
-            if {"peak", "width"} <= prediction.details.keys() and prediction.names == reference.names == tuple(names):
-                dim = reference.geometry.dim
-                rows.append(_row(prediction, reference, sigma))
-    if not rows:
-        return None, "the folds have no validated landmarks beside which references are at hand"
-    errors, scales, peaks, present = (np.array(column) for column in zip(*rows, strict=True))
-    return calibrate(errors, scales, peaks, present, dim), ""
-
-
-def _row(prediction: landmark_files.Landmarks, reference: landmark_files.Landmarks, sigma: float) -> tuple[Floats, ...]:
-    peak, width = (np.nan_to_num(prediction.details[name]) for name in ("peak", "width"))
-    one = Consensus(prediction.world, peak, width * sigma, np.zeros(len(peak)))
-    error = np.linalg.norm(prediction.world - reference.world, axis=1)
-    return error, one.scale, peak, ~np.isnan(reference.voxel).any(axis=1)
+    tables = []
+    for path in summaries:
+        try:
+            found = load_json(path)["nnunet_semi"][SAMPLES]
+            table = np.array([found[name] for name in COLUMNS], float)  # (4, cases, landmarks), None becomes NaN
+            if found["names"] != list(names) or table.shape[2:] != (len(names),):
+                raise UserError("of another model")
+        except (UserError, LookupError, TypeError, ValueError):
+            return None, (
+                f"{path} does not tell how far off the model's landmarks were in validation; write it by "
+                "`nnUNetv2_train … --val`"
+            )
+        tables.append(table)
+    errors, peaks, widths, present = np.concatenate(tables, axis=1)
+    scales = Consensus(np.empty(0), peaks, widths * sigma, np.zeros_like(peaks)).scale
+    return calibrate(errors, scales, peaks, present > 0, dim), ""

@@ -21,7 +21,6 @@ from nnunet_semi import landmark_files
 from nnunet_semi.errors import UserError
 from nnunet_semi.geometry import Geometry
 from nnunet_semi.landmarks.calibration import Calibration, from_validation, uncalibrated
-from nnunet_semi.landmarks.dataset import landmark_folder
 from nnunet_semi.landmarks.decoding import decode_outputs
 from nnunet_semi.landmarks.heatmaps import voxel_sigma
 from nnunet_semi.landmarks.mirroring import landmark_names, mirroring
@@ -94,15 +93,12 @@ class LandmarkPredictor:
         return float(spacing[list(self.plans.transpose_forward).index(2)])
 
     def _calibration(self, model: TrainedModel) -> tuple[Calibration, str]:
-        default = uncalibrated(len(self.names), len(self.configuration.spacing))
+        dim = len(self.configuration.spacing)
+        default = uncalibrated(len(self.names), dim)
         if "all" in model.folds:
             return default, "fold all has no validation cases of its own"
-        try:
-            references = landmark_folder(model.dataset)
-        except UserError as error:
-            return default, str(error)
-        folders = [model.checkpoint_file(fold).parent / "validation" for fold in model.folds]
-        learned, reason = from_validation(folders, references, self.names, self.sigma)
+        summaries = [model.checkpoint_file(fold).parent / "validation" / "summary.json" for fold in model.folds]
+        learned, reason = from_validation(summaries, self.names, self.sigma, dim)
         return learned or default, reason
 
     # --- one case ---
