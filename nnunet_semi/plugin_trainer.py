@@ -27,11 +27,13 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunet_semi import __version__
 from nnunet_semi.compilation import compile_problem
 from nnunet_semi.kept_checkpoints import for_prediction, kept_after
 from nnunet_semi.pipelines import transforms_in
 from nnunet_semi.randomness import NumberedBatches, derive_seed, seed_everything
 from nnunet_semi.storage import atomic_path, remove_unfinished
+from nnunet_semi.versions import version_of
 
 CHECKPOINT_KEY = "nnunet_semi"
 INITIALISATION, EPOCH, TRAINING, VALIDATION = range(4)
@@ -88,11 +90,13 @@ class PluginTrainer(nnUNetTrainer):
         keep_checkpoints: fractions of training after which the network is kept, as checkpoint_036.pth for .36, for
             `nnunet_semi score`; () keeps none. The files may be deleted at any time.
         allow_mirroring: along the axes that nnU-Net chooses, in training and in prediction.
+        versions: of this package and nnU-Net; nnU-Net writes them into debug.json with everything else.
     """
 
     seed: int | None = None
     keep_checkpoints: Sequence[float] = (0.36, 0.66)
     allow_mirroring: bool = True
+    versions: str = f"nnunet_semi {__version__}, nnunetv2 {version_of('nnunetv2')}"
 
     def __init__(
         self,

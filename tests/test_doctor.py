@@ -131,7 +131,7 @@ def test_python_version(version: tuple[int, int], status: str, monkeypatch: pyte
 
 @pytest.mark.parametrize(("version", "status"), [("2.8.3", "ok"), ("2.8", "ok"), ("2.7.1", "FAIL"), ("2.10.0", "FAIL")])
 def test_other_versions_of_nnunet_fail(version: str, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(software, "_version", lambda package: version)
+    monkeypatch.setattr(software, "version_of", lambda package: version)
     assert software.nnunetv2()[0].status == status
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import nnUNetTrainerAdam
 
+from nnunet_semi import __version__
 from nnunet_semi.discovery.variants import variant
 from nnunet_semi.plugin_trainer import CHECKPOINT_KEY, PluginTrainer, share_cores
 from nnunet_semi.randomness import NumberedBatches, derive_seed, seed_everything
@@ -113,6 +116,8 @@ def test_a_training_starts_without_what_a_killed_one_left(tiny_2d, monkeypatch):
     trainer.on_train_start()
     assert not list(folder.glob(".*"))
     assert (folder / "checkpoint_latest.pth").stat().st_size > 1000
+    written = json.loads((folder / "debug.json").read_text())["versions"]  # by nnU-Net
+    assert written == f"nnunet_semi {__version__}, nnunetv2 {version('nnunetv2')}"
 
 
 def test_a_checkpoint_restores_the_seed(tiny_2d):

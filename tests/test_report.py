@@ -117,7 +117,7 @@ def make_fold(dataset, number=0, semi=True, epochs=3, model=MODEL):
         rows = [f"{epoch},1.5,0.5,0.1,0.9,{0.2 + 0.1 * epoch},nan" for epoch in range(epochs)]
         header = "epoch,semi_loss_labeled,semi_loss_unlabeled,semi_weight,semi_kept,share_background,share_wall"
         (fold / "progress_semi.csv").write_text("\n".join([header, *rows]))
-    (fold / "debug.json").write_text(json.dumps({"num_epochs": epochs, "batch_size": 2, "device": "cpu"}))
+    (fold / "debug.json").write_text(json.dumps({"num_epochs": epochs, "batch_size": 2, "versions": "nnunet_semi 0.0"}))
     (fold.parent / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "wall": 1}, "numTraining": 8}))
     plans = {"dataset_name": "Dataset007_Heart", "configurations": {"2d": {"patch_size": [64, 80], "spacing": [1, 1]}}}
     (fold.parent / "plans.json").write_text(json.dumps(plans))
@@ -133,7 +133,13 @@ def make_fold(dataset, number=0, semi=True, epochs=3, model=MODEL):
 def test_a_semi_supervised_fold_has_its_facts_curves_shares_scores_and_pictures(dataset, tmp_path):
     page = page_of([make_fold(dataset)], tmp_path)
     words = page.words
-    for said in ("Dataset007_Heart", "nnUNetTrainerCPS, 2d, fold 0", "8 for training, 2 for validation", "64 × 80"):
+    for said in (
+        "Dataset007_Heart",
+        "nnUNetTrainerCPS, 2d, fold 0",
+        "8 for training, 2 for validation",
+        "64 × 80",
+        "nnunet_semi 0.0",
+    ):
         assert said in words
     captions = [
         "Loss",

@@ -96,7 +96,8 @@ class nnUNetTrainerSemi(PluginTrainer):
         unlabeled_batch_size: unlabeled patches per step; None for as many as labeled. Under DDP of all processes
             together, rounded down to the same number in each, at least 1: nnU-Net's batch Dice gathers equal shapes.
         pseudo_weight_ce, pseudo_weight_dice: weights of the two parts of the loss against pseudo labels.
-        pseudo_dice_smoothing, pseudo_dice_background: of the Dice part; see `PseudoLabelLoss`.
+        pseudo_ce_over_all: of the cross entropy part; see `PseudoLabelLoss`.
+        pseudo_dice_smoothing, pseudo_dice_background: of the Dice part; see there.
         perturbation: makes the intensity perturbation of a strong view; `IntensityPerturbation.strong` or `.nnunet`.
         curve_names: scalar curves that the method logs beside the two losses and the weight.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -15,6 +14,7 @@ from nnunet_semi import __version__, discovery
 from nnunet_semi.doctor.fact import Fact, Status
 from nnunet_semi.doctor.lookup import look_up
 from nnunet_semi.registry import TRAINERS
+from nnunet_semi.versions import version_of
 
 _REINSTALL = 'install nnunet_semi again, or `eval "$(nnunet_semi env)"`'
 
@@ -31,7 +31,7 @@ def nnunetv2() -> list[Fact]:
     location = _location("nnunetv2")
     if location is None:
         return [Fact("nnunetv2", "FAIL", "not installed", 'pip install "nnunetv2>=2.8,<2.9"')]
-    version = _version("nnunetv2")
+    version = version_of("nnunetv2")
     fits = version.split(".")[:2] == ["2", "8"]
     remedy = "" if fits else 'pip install "nnunetv2>=2.8,<2.9"'
     return [Fact("nnunetv2", "ok" if fits else "FAIL", f"{version} ({location})", remedy), *_other_copies("nnunetv2")]
@@ -114,13 +114,6 @@ def _trainer_fact(name: str, answer: str) -> Fact:
         answer,
         "" if status == "ok" else "mend `hook` and `nnunetv2` first; if both are ok, install nnunet_semi again",
     )
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown version"
 
 
 def _location(package: str) -> str | None:

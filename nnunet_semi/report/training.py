@@ -30,6 +30,7 @@ SETTINGS = {  # of debug.json → in words
     "ramp_length": "length of its ramp (share of training)",
     "seed": "seed",
     "device": "device",
+    "versions": "software",
     "torch_version": "PyTorch",
 }
 
