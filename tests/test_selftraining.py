@@ -1,76 +1,27 @@
-"""Self-training: settings, the plan and its commands, the folder, results, and the guard of child processes."""
+"""Self-training: its settings, and the plan with the commands that `--dry-run` prints."""
 
 from __future__ import annotations
 
-import csv
 import json
-import math
-import os
 import shlex
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
+from begun_selftraining import BASE, SETTINGS, begun
+from begun_selftraining import own as own
 from nnunet_semi.cli import build_parser, main
-from nnunet_semi.errors import EnvironmentNotReady, UserError, WrongUse
+from nnunet_semi.errors import EnvironmentNotReady, WrongUse
 from nnunet_semi.narrow import narrow
 from nnunet_semi.selftraining.branch import branch, reserve
-from nnunet_semi.selftraining.folder import STATE, RunFolder
-from nnunet_semi.selftraining.plan import BEING_WRITTEN, all_steps, continue_training, remove_half_written
-from nnunet_semi.selftraining.results import (
-    RoundResult,
-    best_round,
-    improved,
-    is_validated,
-    table,
-    validation_dice,
-    write_results,
-)
+from nnunet_semi.selftraining.folder import RunFolder
+from nnunet_semi.selftraining.plan import all_steps
 from nnunet_semi.selftraining.run import selftrain
-from nnunet_semi.selftraining.settings import Settings, parse_rules, select_options, trainer_names
-from small_dataset import environment
-
-BASE = "Dataset001_Tiny"
-SETTINGS = Settings(
-    dataset=BASE,
-    configuration="2d",
-    plans="nnUNetPlans",
-    fold=0,
-    rounds=2,
-    trainers=["T_3epochs", "T_2epochs", "T_2epochs"],
-    first=["top:.5"],
-    later=["threshold:.9", "complete"],
-    by="checkpoints",
-    checkpoint="checkpoint_final.pth",
-    warm_start=False,
-    stop_early=False,
-    skip_bad=False,
-)
-
-
-@pytest.fixture
-def own(tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Gives the root of a copy of a tiny dataset that a test may change."""
-
-    def make(**settings: Any) -> Path:
-        shutil.copytree(tiny(**settings).parents[2], tmp_path / "own")
-        for name, value in environment(tmp_path / "own").items():
-            monkeypatch.setenv(name, value)
-        (tmp_path / "own" / "nnUNet_results").mkdir(exist_ok=True)
-        return tmp_path / "own"
-
-    return make
-
+from nnunet_semi.selftraining.settings import parse_rules, select_options, trainer_names
 
 # --- settings ---
 
@@ -289,236 +240,6 @@ def test_an_id_that_was_reserved_before_a_kill_can_be_taken(own: Callable[..., P
     reserve(BASE, "Dataset007_Tiny_2d_fold0_round1")
     options: dict[str, Any] = {"rounds": 1, "number": 7, "device": "cpu", "dry_run": True}
     assert selftrain(1, "2d", folder=root / "run", **options) is None
-
-
-# --- the folder ---
-
-
-def begun(path: Path, settings: Settings = SETTINGS) -> RunFolder:
-    run = RunFolder(path, settings, [2, 3], 0)
-    path.mkdir(exist_ok=True)
-    run.write()
-    return run
-
-
-def test_steps_that_are_done_stay_done(tmp_path: Path) -> None:
-    begun(tmp_path).mark_done("round_0/train", 2.5)
-    again = RunFolder.load(tmp_path, SETTINGS, None)
-    assert again is not None and again.numbers == [2, 3] and again.fold == 0
-    assert again.is_done("round_0/train") and not again.is_done("round_1/train")
-    assert again.seconds("round_0/") == 2.5
-
-
-@pytest.mark.parametrize(
-    "change, said",
-    [
-        ({"rounds": 4}, "with rounds 2, but 4 was asked for"),
-        ({"first": ["top:.9"]}, "with first top:.5, but top:.9 was asked for"),
-        ({"trainers": ["U"] * 3}, "with trainers T_3epochs,T_2epochs,T_2epochs, but U,U,U was asked for"),
-        ({"fold": "all"}, "with fold 0, but all was asked for"),
-    ],
-)
-def test_other_settings_are_refused_in_a_sentence(tmp_path: Path, change: dict[str, Any], said: str) -> None:
-    run = begun(tmp_path)
-    for step in ("round_1/select", "round_2/select"):
-        run.mark_done(step, 1)
-    with pytest.raises(WrongUse, match=said) as caught:
-        RunFolder.load(tmp_path, replace(SETTINGS, **change), None)
-    assert "\n" not in str(caught.value) and "another folder with -o" in str(caught.value)
-
-
-def test_rules_that_no_case_fulfils_may_be_loosened(tmp_path: Path) -> None:
-    looser = replace(SETTINGS, first=["top:.9"], later=["threshold:.1"])
-    run = begun(tmp_path)
-    changed = RunFolder.load(tmp_path, looser, None)
-    assert changed is not None and changed.settings == looser
-    run.mark_done("round_1/select", 1)
-    run.mark_done("round_2/select", 1)
-    assert RunFolder.load(tmp_path, replace(looser, first=SETTINGS.first), None)  # or round 3 would be a dead end
-    with pytest.raises(WrongUse, match="with first .* but top:.9 was asked for"):
-        RunFolder.load(tmp_path, looser, None)
-
-
-def test_another_id_is_refused(tmp_path: Path) -> None:
-    begun(tmp_path)
-    assert RunFolder.load(tmp_path, SETTINGS, 2)
-    with pytest.raises(WrongUse, match="the id 2, but --id 5 was asked"):
-        RunFolder.load(tmp_path, SETTINGS, 5)
-
-
-def test_a_broken_state_is_named(tmp_path: Path) -> None:
-    (tmp_path / STATE).write_text("{")
-    with pytest.raises(UserError, match=STATE):
-        RunFolder.load(tmp_path, SETTINGS, None)
-
-
-def test_a_folder_with_something_else_is_refused_and_left_alone(own: Callable[..., Path]) -> None:
-    root = own()
-    (root / "run").mkdir()
-    (root / "run" / "thesis.txt").write_text("mine")
-    with pytest.raises(WrongUse, match="is not empty and holds no self-training"):
-        selftrain(1, "2d", device="cpu", folder=root / "run")
-    assert [path.name for path in (root / "run").iterdir()] == ["thesis.txt"]
-
-
-def test_two_at_a_time_in_a_folder_are_refused(own: Callable[..., Path]) -> None:
-    from filelock import FileLock
-
-    root = own()
-    (root / "run").mkdir()
-    with FileLock(str(root / "run" / "selftrain.lock")), pytest.raises(UserError, match="another self-training is at"):
-        selftrain(1, "2d", device="cpu", folder=root / "run")
-
-
-# --- what a kill leaves ---
-
-
-@pytest.mark.parametrize(
-    "files, options",
-    [
-        ([], []),
-        (["checkpoint_036.pth"], []),
-        (["checkpoint_best.pth"], ["--c"]),
-        (["checkpoint_latest.pth", "checkpoint_best.pth"], ["--c"]),
-        (["checkpoint_final.pth", "checkpoint_best.pth"], ["--val"]),
-    ],
-)
-def test_a_training_goes_on_from_what_there_is(tmp_path: Path, files: list[str], options: list[str]) -> None:
-    for name in files:
-        (tmp_path / name).touch()
-    assert continue_training(tmp_path) == options
-
-
-def test_a_validation_counts_when_its_summary_is_whole(tmp_path: Path) -> None:
-    (tmp_path / "validation").mkdir()
-    assert not is_validated(tmp_path)
-    file = tmp_path / "validation" / "summary.json"
-    file.write_text('{"foreground_mean": {"Di')
-    assert not is_validated(tmp_path)
-    file.write_text('{"foreground_mean": {"Dice": 0.5}, "mean": {}}')
-    assert is_validated(tmp_path)
-
-
-def test_a_class_that_no_validation_case_has_is_left_out_of_the_mean(tmp_path: Path) -> None:
-    """nnU-Net's own mean is NaN then."""
-    (tmp_path / "validation").mkdir()
-    values = {"1": {"Dice": 0.5}, "2": {"Dice": float("nan")}, "(1, 2)": {"Dice": 0.7}}
-    content = {"foreground_mean": {"Dice": float("nan")}, "mean": values}
-    (tmp_path / "validation" / "summary.json").write_text(json.dumps(content))
-    dice, per_class = validation_dice(tmp_path, {"background": 0, "lip": 1, "other": 2, "whole": [1, 2]})
-    assert dice == pytest.approx(0.6)
-    assert per_class["lip"] == 0.5 and math.isnan(per_class["other"]) and per_class["whole"] == 0.7
-
-
-def test_predictions_that_may_be_half_written_are_made_again(tmp_path: Path) -> None:
-    now = time.time()
-    for name, age in (("old.png", 500.0), ("recent.png", BEING_WRITTEN - 5), ("last.png", 0.0)):
-        (tmp_path / name).touch()
-        os.utime(tmp_path / name, (now - age, now - age))
-    remove_half_written(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["old.png"]
-    remove_half_written(tmp_path / "not there")
-
-
-def test_a_step_is_found_done_by_what_lies_on_disk(own: Callable[..., Path]) -> None:
-    root = own()
-    run = begun(root / "run")
-    steps = {step.name: step for step in all_steps(run, "cpu")}
-    train = steps["round_0/train"]
-    fold = root / "nnUNet_results" / BASE / "T_3epochs__nnUNetPlans__2d" / "fold_0"
-    (fold / "validation").mkdir(parents=True)
-    (fold / "checkpoint_final.pth").touch()
-    assert not train.is_done() and train.continued() == ["--val"]
-    (fold / "validation" / "summary.json").write_text('{"foreground_mean": {"Dice": 0.5}, "mean": {}}')
-    assert train.is_done()
-    assert not steps["round_1/score"].is_done()
-    (root / "run" / "round_1").mkdir()
-    (root / "run" / "round_1" / "scores.csv").touch()
-    assert steps["round_1/score"].is_done()
-
-
-# --- results ---
-
-
-def results(*dice: float) -> list[RoundResult]:
-    return [
-        RoundResult(number, f"Dataset00{number}_A", "T", 4, 2 * number, value, {"disc": value, "square": value / 2})
-        for number, value in enumerate(dice)
-    ]
-
-
-def test_the_best_round_is_the_first_with_the_highest_dice() -> None:
-    assert best_round(results(0.5, 0.7, 0.7)).number == 1
-    assert best_round(results(float("nan"), 0.1)).number == 1
-    assert best_round(results(float("nan"), float("nan"))).number == 0
-
-
-def test_a_round_that_is_only_as_good_did_not_improve() -> None:
-    assert improved(results(0.5, 0.6))
-    assert not improved(results(0.5, 0.5))
-    assert not improved(results(0.5, 0.7, 0.6))
-
-
-def test_results_are_a_table_and_a_picture(tmp_path: Path) -> None:
-    write_results(tmp_path, results(0.5, 0.7, 0.6))
-    with open(tmp_path / "summary.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["dice"] for row in rows] == ["0.500000", "0.700000", "0.600000"]
-    assert [row["pseudo_labeled"] for row in rows] == ["0", "2", "4"]
-    assert rows[1]["dice_square"] == "0.350000"
-    with Image.open(tmp_path / "dice_per_round.png") as picture:
-        assert picture.width > 600 and len(np.unique(np.asarray(picture.convert("L")))) > 10
-    found = results(0.5, 0.7, 0.6)
-    lines = table(found, best_round(found))
-    assert [line.endswith("best") for line in lines] == [False, False, True, False]
-
-
-# --- the guard ---
-
-CHILD = "import os, time\nopen({path!r} + str(os.getpid()), 'w').close()\ntime.sleep(300)"
-PARENT = """
-import subprocess, sys
-from nnunet_semi.selftraining.guard import guarded
-sys.exit(subprocess.call(guarded([sys.executable, "-c", {child!r}])))
-"""
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
-    return found
-
-
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at processes through /proc")
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_parent_takes_its_command_and_workers_with_it(tmp_path: Path, number: int) -> None:
-    worker = CHILD.format(path=f"{tmp_path}/worker_")
-    child = f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {worker!r}])\n"
-    child += CHILD.format(path=f"{tmp_path}/child_")
-    parent = subprocess.Popen([sys.executable, "-c", PARENT.format(child=child)])
-    names = wait_for(lambda: [path.name for path in tmp_path.iterdir()] if len(list(tmp_path.iterdir())) == 2 else [])
-    pids = [int(name.rpartition("_")[2]) for name in names]
-    assert all(map(is_alive, pids))
-    parent.send_signal(number)
-    parent.wait()
-    wait_for(lambda: not any(map(is_alive, pids)))
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="there are no signals")
-@pytest.mark.parametrize("code, expected", [("raise SystemExit(7)", 7), ("import os; os.kill(os.getpid(), 9)", -9)])
-def test_a_guard_ends_as_its_command_does(code: str, expected: int) -> None:
-    from nnunet_semi.selftraining.guard import guarded
-
-    assert subprocess.call(guarded([sys.executable, "-c", code])) == expected
 
 
 def test_a_narrow_configuration_keeps_its_name_in_the_rounds(
