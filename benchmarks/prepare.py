@@ -11,13 +11,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
 from cases import ALL, Split, Task, dataset_name, read_protocol, split_cases
 from children import available_cores, environment, run_child
+from nnunet_semi import raw
 
 PLANS = "nnUNetPlans"
 
@@ -133,6 +137,22 @@ class Preparation:
             write_json(splits, [{"train": list(split.labeled), "val": [split.labeled[0]]}])
         if split.unlabeled:
             self.command("nnunet_semi", "preprocess", "-d", number, "-c", self.configuration, "-np", processes())
+
+    def truth(self, labeled: int | str) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        """Every unlabeled case as nnU-Net preprocesses it: image (C, z, y, x) and true labels (z, y, x).
+
+        For reports on pseudo labels; no training sees these labels.
+        """
+        folder, source = self.folder("nnUNet_preprocessed", self.dataset(labeled)), self.data / self.task.folder
+        plans = PlansManager(str(folder / f"{PLANS}.json"))
+        configuration = plans.get_configuration(self.configuration)
+        for case in self.split(labeled).unlabeled:
+            image, label = (str(source / kind / f"{case}.nii.gz") for kind in ("images", "labels"))
+            preprocessor = configuration.preprocessor_class(verbose=False)
+            data, seg, _ = preprocessor.run_case(
+                [image], label, plans, configuration, raw.load_json(folder / "dataset.json")
+            )
+            yield case, data, np.maximum(seg[0], 0).astype(np.uint8)
 
 
 def processes() -> str:

@@ -20,12 +20,10 @@ from pathlib import Path
 
 import blosc2
 import numpy as np
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from scipy.stats import rankdata, spearmanr
 
 from cases import TASKS
 from children import environment, run_child
-from nnunet_semi import raw
 from nnunet_semi.errors import UserError
 from nnunet_semi.filtering.estimators import dice_per_class, mean_of_present
 from nnunet_semi.filtering.table import PREDICTIONS, Row, read_table, work_folder
@@ -116,21 +114,10 @@ class Benchmark:
         """Case → mean Dice of its prediction, of the cases that belong; on the grid of the network."""
         classes = {name: (value,) for name, value in label_names(self.preparation).items()}
         dice = {}
-        for case, reference in self._references():
+        for case, _, reference in self.preparation.truth(self.args.labeled):
             prediction = blosc2.open(str(work_folder(table) / PREDICTIONS / f"{case}.b2nd"), mode="r")[:]
             dice[case] = mean_of_present(dice_per_class(prediction, reference, classes))
         return dice
-
-    def _references(self) -> Iterator[tuple[str, np.ndarray]]:
-        """The true labels of the unlabeled cases, put on the grid of the network by nnU-Net's preprocessing."""
-        plans, dataset_json = PlansManager(str(self.preprocessed / f"{PLANS}.json")), self.preprocessed / "dataset.json"
-        configuration = plans.get_configuration(self.preparation.configuration)
-        source = self.preparation.data / self.preparation.task.folder
-        for case in self.preparation.split(self.args.labeled).unlabeled:
-            files = [str(source / kind / f"{case}.nii.gz") for kind in ("images", "labels")]
-            preprocessor = configuration.preprocessor_class(verbose=False)
-            _, seg, _ = preprocessor.run_case(files[:1], files[1], plans, configuration, raw.load_json(dataset_json))
-            yield case, np.maximum(seg[0], 0).astype(np.uint8)
 
 
 def measured(rows: Sequence[Row], dice: dict[str, float]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from cases import TASKS, read_protocol, split_cases  # noqa: E402
 from nnunet_semi.filtering.table import Row  # noqa: E402
 from planted import KINDS, PREFIX, PlantedPreparation, emptiest_corner  # noqa: E402
 from scores import measured, roc_auc  # noqa: E402
+from thresholds import Histogram  # noqa: E402
 
 DATA = ROOT.parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the real data is not at {DATA}")
@@ -51,3 +52,15 @@ def test_planted_cases_are_made_of_cases_that_are_not_used_otherwise(tmp_path: P
     assert preparation.dataset(2) == "Dataset722_la_2_planted"
     bad = dict(preparation._bad_cases(split))
     assert list(bad) == [f"{PREFIX}{kind}_0" for kind in KINDS]
+
+
+def test_kept_right_and_reached_are_shares_of_the_pseudo_label_and_of_the_class() -> None:
+    histogram = Histogram(2)
+    true, label = np.array([0, 0, 0, 1, 1, 1, 1]), np.array([0, 0, 1, 1, 1, 1, 0])
+    histogram.add(true, label, np.array([0.99, 0.96, 0.6, 0.7, 0.9, 0.5, 0.97]))
+    background, structure = histogram.at([0.95, 0.6])
+    assert background == {"kept": 1.0, "right": pytest.approx(2 / 3), "reached": pytest.approx(2 / 3)}
+    # three of four voxels labeled 1 count, of which two are, and those are two of the four that are there
+    assert structure == {"kept": 0.75, "right": pytest.approx(2 / 3), "reached": 0.5}
+    nothing = histogram.at([0.95, 0.95])[1]
+    assert nothing["kept"] == nothing["reached"] == 0 and np.isnan(nothing["right"])
