@@ -13,9 +13,10 @@ from functools import partial
 from pathlib import Path
 
 from nnunet_semi import __version__
+from nnunet_semi.cores import usable_cores
 from nnunet_semi.dataset_conversion.plan import Step
 from nnunet_semi.errors import Problem, Unusable, UserError
-from nnunet_semi.pool import Progress, WorkersDied, run_tasks, usable_cores
+from nnunet_semi.pool import Progress, WorkersDied, run_tasks
 from nnunet_semi.raw import name_some
 
 MOST_PROCESSES = 8

@@ -29,6 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_semi import __version__
 from nnunet_semi.compilation import compile_problem
+from nnunet_semi.cores import usable_cores
 from nnunet_semi.kept_checkpoints import for_prediction, kept_after
 from nnunet_semi.pipelines import transforms_in
 from nnunet_semi.randomness import NumberedBatches, derive_seed, seed_everything
@@ -52,7 +53,7 @@ def share_cores(device: torch.device) -> tuple[int, int]:
     On a GPU the network needs one thread and nnU-Net's own number of workers stays. On the CPU the network is the
     bottleneck: one worker for every four cores, unless nnUNet_n_proc_DA says otherwise, and the rest are threads.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     workers = get_allowed_n_proc_DA()
     if device.type != "cpu":
         return torch.get_num_threads(), workers

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from nnunet_semi.cores import usable_cores
 from nnunet_semi.errors import UserError, WrongUse
 
 Task = tuple[Any, ...]
@@ -44,11 +45,6 @@ class WorkersDied(Exception):
         super().__init__(tasks, exit_codes)
         self.tasks = tasks
         self.exit_codes = exit_codes
-
-
-def usable_cores() -> int:
-    """The cores that this process may use, which a scheduler can have limited."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def number_of_processes(asked_for: int | None) -> int:

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nnunet_semi import discovery, doctor
+from nnunet_semi import discovery, doctor, plugin_trainer
 from nnunet_semi.cli import main
 from nnunet_semi.doctor import Fact, folders, lookup, machine, software
 from nnunet_semi.registry import TRAINERS
@@ -115,7 +115,8 @@ def test_compilation_is_tried_where_nnunet_would_compile(monkeypatch: pytest.Mon
 def test_more_workers_than_cores_is_a_warning(workers: str, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("nnUNet_n_proc_DA", workers)
     monkeypatch.setattr("os.cpu_count", lambda: 64)
-    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1}, raising=False)
+    for module in (machine, plugin_trainer):
+        monkeypatch.setattr(module, "usable_cores", lambda: 2)
     (fact,) = machine.cores()
     assert fact.status == status and ("nnUNet_n_proc_DA=1" in fact.remedy) == (status == "warn")
 

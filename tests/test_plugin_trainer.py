@@ -13,7 +13,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import nnUNetTrainerAdam
 
-from nnunet_semi import __version__
+from nnunet_semi import __version__, plugin_trainer
 from nnunet_semi.discovery.variants import variant
 from nnunet_semi.plugin_trainer import CHECKPOINT_KEY, PluginTrainer, share_cores
 from nnunet_semi.randomness import NumberedBatches, derive_seed, seed_everything
@@ -152,7 +152,7 @@ def test_loaders_give_the_same_batches_again(tiny_2d, monkeypatch, workers):
 
 
 def test_threads_and_workers_share_the_cores(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(plugin_trainer, "usable_cores", lambda: 8)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.delenv("nnUNet_n_proc_DA", raising=False)
     assert share_cores(torch.device("cpu")) == (6, 2)

@@ -8,6 +8,7 @@ import signal
 import pytest
 
 from nnunet_semi import pool
+from nnunet_semi.cores import usable_cores
 from nnunet_semi.errors import UserError, WrongUse
 from nnunet_semi.pool import for_each, number_of_processes
 
@@ -55,8 +56,20 @@ def test_a_killed_worker_is_a_sentence(monkeypatch):
         list(for_each(die_at_three, range(5), 2, "die"))
 
 
+@pytest.mark.parametrize(
+    ("limit", "cores"),
+    [("200000 100000", 2), ("150000 100000", 2), ("10000 100000", 1), ("max 100000", 64), (None, 64)],
+)
+def test_a_containers_limit_counts(monkeypatch, tmp_path, limit, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    if limit is not None:
+        (tmp_path / "sys" / "fs" / "cgroup").mkdir(parents=True)
+        (tmp_path / "sys" / "fs" / "cgroup" / "cpu.max").write_text(f"{limit}\n")
+    assert usable_cores(tmp_path) == cores
+
+
 def test_processes_by_default_are_nnunets_and_at_most_one_per_core(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
+    monkeypatch.setattr(pool, "usable_cores", lambda: 4)
     monkeypatch.delenv("nnUNet_def_n_proc", raising=False)
     assert number_of_processes(None) == 4
     monkeypatch.setenv("nnUNet_def_n_proc", "3")

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from nnunet_semi.cores import usable_cores
 from nnunet_semi.doctor.fact import Fact
 
 _NO_WORKERS = "nnUNet_n_proc_DA=0 trains without workers, and shows their real errors"
@@ -81,13 +82,6 @@ def cores() -> list[Fact]:
         return [Fact("cores", "ok", text)]
     remedy = f"`export nnUNet_n_proc_DA={max(1, usable - 1)}`: more workers than cores slow each other down"
     return [Fact("cores", "warn", text, remedy)]
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on, which a scheduler may have cut down."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 MACHINE_FACTS: list[Callable[[], list[Fact]]] = [memory, shared_memory, compilation, cores]

@@ -13,10 +13,9 @@ from functools import partial
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
-from nnunetv2.configuration import default_num_processes
 
-from nnunet_semi.errors import UserError, WrongUse
-from nnunet_semi.pool import Progress, Task, WorkersDied, run_tasks, usable_cores
+from nnunet_semi.errors import UserError
+from nnunet_semi.pool import Progress, Task, WorkersDied, number_of_processes, run_tasks
 from nnunet_semi.raw import name_some
 from nnunet_semi.unlabeled.case import CasePreprocessor, Recipe
 from nnunet_semi.unlabeled.index import Source, UnlabeledCase, UnlabeledIndex, describe_sources
@@ -55,7 +54,7 @@ def update(
     Raises:
         UserError: the machine is not as needed: no space, no permission, not enough memory.
     """
-    workers = number_of_workers(num_processes)
+    workers = number_of_processes(num_processes)
     index = UnlabeledIndex.load(recipe.index_path)
     sources = describe(cases)
     chosen = skip_bad in (None, index.skip_bad)
@@ -137,19 +136,6 @@ def outstanding(index: UnlabeledIndex, recipe: Recipe, sources: Sources, retry_b
         elif retry_bad and known.error is not None:
             reasons[case] = "bad before"
     return reasons
-
-
-def number_of_workers(num_processes: int | None) -> int:
-    """The number of processes asked for, or nnU-Net's default, at most one per core.
-
-    Raises:
-        WrongUse: fewer than one was asked for.
-    """
-    if num_processes is None:
-        return max(1, min(default_num_processes, usable_cores()))
-    if num_processes < 1:
-        raise WrongUse(f"got {num_processes} processes; expected at least 1")
-    return num_processes
 
 
 def _work(
