@@ -253,7 +253,7 @@ def unlabeled_cases(
             "in imagesTr"
         )
     with os.scandir(images) as entries:
-        names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and not entry.is_dir())
+        names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and not _is_folder(entry))
     cases = _by_case(images, names, dataset_json["file_ending"], log)
     both = sorted(cases.keys() & labeled_cases(folder, dataset_json))
     if both:
@@ -262,6 +262,13 @@ def unlabeled_cases(
             "delete it from imagesUn, where it is another one, rename it there, for example with the prefix un_"
         )
     return cases
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that points to itself
+        return False
 
 
 def _by_case(images: Path, names: list[str], ending: str, log: Callable[[str], None]) -> dict[str, list[str]]:

@@ -16,7 +16,6 @@ import pytest
 import torch
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.experiment_planning import plan_and_preprocess_api as nnunet
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnunet_semi.errors import EnvironmentNotReady
 from nnunet_semi.randomness import seed_everything
@@ -95,6 +94,18 @@ def test_what_another_network_predicted_is_predicted_again(first_stage: Any) -> 
     assert not list(folder.glob("unfinished*"))
 
 
+def test_a_replaced_image_is_missed_and_predicted_again(first_stage: Any, plans_file: Path) -> None:
+    folder = predictions_folder(first_stage.output_folder_base, SECOND, "all")
+    files = [folder / f"{case}.b2nd" for case in UNLABELED]
+    written = [file.stat().st_mtime_ns for file in files]
+    os.utime(plans_file.parents[2] / "nnUNet_raw" / plans_file.parent.name / "imagesUn" / f"{UNLABELED[1]}_0000.nii.gz")
+    with pytest.raises(EnvironmentNotReady, match=f"1 of 3 unlabeled cases as they are now .{UNLABELED[1]}., which"):
+        stage(plans_file, SECOND).unlabeled_dataset()
+    first_stage._predict_unlabeled_for(SECOND)
+    assert [file.stat().st_mtime_ns == time for file, time in zip(files, written, strict=True)] == [True, False, True]
+    stage(plans_file, SECOND).unlabeled_dataset()
+
+
 def test_each_fold_reads_its_own_predictions_if_there_are_any(tmp_path: Path) -> None:
     own, other = (predictions_folder(tmp_path, SECOND, fold) for fold in (1, 0))
     assert find_predictions(tmp_path, SECOND, 1) == own
@@ -140,8 +151,7 @@ def test_predictions_move_with_the_image(
     for case in UNLABELED:
         image = blosc2.open(str(source / f"{case}.b2nd"))[:]
         prediction = folder.with_name(f"{SECOND}_unlabeled_fold_all") / f"{case}.b2nd"
-        prediction.unlink()
-        nnUNetDatasetBlosc2.save_seg((image[0] > BRIGHT).astype(np.uint8), str(prediction.with_suffix("")))
+        blosc2.open(str(prediction), mode="a")[:] = (image[0] > BRIGHT).astype(np.uint8)
     trainer.initialize()
     with mock.patch("nnunet_semi.plugin_trainer.share_cores", return_value=(1, 0)):
         unlabeled = trainer.get_dataloaders()[0].data_loader.loader.streams[1]
@@ -162,7 +172,7 @@ def test_without_predictions_it_says_what_to_train_first(
 ) -> None:
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
     trainer = stage(plans_file, SECOND)
-    with pytest.raises(EnvironmentNotReady, match="3 of 3 unlabeled cases .un_000.*train 3d_lowres with the same"):
+    with pytest.raises(EnvironmentNotReady, match="3 of 3 unlabeled cases .*un_000.*train 3d_lowres with the same"):
         trainer.run_training()
 
 

@@ -34,6 +34,7 @@ def add_bad_cases(dataset: Dataset) -> dict[str, str]:
     image = np.random.default_rng(0).integers(1, 255, (32, 32)).astype(np.uint8)
     (dataset.images / "broken_0000.png").write_bytes(b"no image")
     (dataset.images / "nothing_0000.png").touch()
+    (dataset.images / "loop_0000.png").symlink_to("loop_0000.png")
     write_image(dataset.images / "black_0000.png", np.zeros_like(image))
     for channel in range(2):
         write_image(dataset.images / f"double_{channel:04d}.png", image)
@@ -42,6 +43,7 @@ def add_bad_cases(dataset: Dataset) -> dict[str, str]:
         "black": "it is empty: all values are 0",
         "broken": "broken_0000.png cannot be read by NaturalImage2DIO",
         "double": "it has 2 channel(s); expected 1 (channel0)",
+        "loop": "loop_0000.png is a link to a file that does not exist",
         "nothing": "nothing_0000.png is empty (0 bytes)",
         "second": "its files are numbered 0001; expected 0000",
     }
@@ -56,8 +58,8 @@ def test_bad_cases_are_named_and_the_others_go_on(flat: Dataset) -> None:
     assert bad.keys() == expected.keys()
     assert all(reason in bad[case] for case, reason in expected.items())
     assert error.value.exit_code == 1
-    assert str(error.value).startswith(f"5 unlabeled case(s) of {NAME} cannot be used: black (it is empty")
-    assert "and 2 more" in str(error.value) and "`nnunet_semi preprocess -d 1 -c 2d --skip-bad`" in str(error.value)
+    assert str(error.value).startswith(f"6 unlabeled case(s) of {NAME} cannot be used: black (it is empty")
+    assert "and 3 more" in str(error.value) and "`nnunet_semi preprocess -d 1 -c 2d --skip-bad`" in str(error.value)
     assert error.value.summary is not None and error.value.summary.bad == bad
     assert all(f"bad: {case}: {reason}" in str(error.value.summary) for case, reason in bad.items())
     assert [line for line in flat.log if line.startswith("bad: black")] == ["bad: black: it is empty: all values are 0"]

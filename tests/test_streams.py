@@ -13,7 +13,6 @@ from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnunet_semi.discovery.variants import variant
-from nnunet_semi.errors import EnvironmentNotReady
 from nnunet_semi.pipelines import GeometryOnly, transforms_in
 from nnunet_semi.trainers.nnUNetTrainerCPS import nnUNetTrainerCPS
 from tiny_trainer import make_trainer
@@ -135,12 +134,3 @@ def test_anisotropic_3d_keeps_the_first_axis_sharp(tiny):
     trainer, loader = streams(plans_file, "3d_fullres")
     assert trainer.perturb.blur_axes == (1, 2)
     assert next(loader)["unlabeled"].ndim == 5
-
-
-def test_a_cascade_without_predictions_says_what_to_train_first(tmp_path):
-    from nnunet_semi.unlabeled.next_stage import require_predictions
-
-    (tmp_path / "a.b2nd").touch()
-    require_predictions(tmp_path, ["a"], "3d_lowres")
-    with pytest.raises(EnvironmentNotReady, match="1 of 2 unlabeled cases .b., which .* train 3d_lowres"):
-        require_predictions(tmp_path, ["a", "b"], "3d_lowres")

@@ -303,7 +303,8 @@ class nnUNetTrainerSemi(PluginTrainer):
         if self.is_cascaded:
             stage_output = Path(self.folder_with_segs_from_previous_stage).parent.parent
             previous = find_predictions(stage_output, self.configuration_name, self.fold)
-            require_predictions(previous, cases, self.configuration_manager.previous_stage_name)
+            known = [index.cases[case] for case in cases]
+            require_predictions(previous, known, self.configuration_manager.previous_stage_name)
         self.print_to_log_file(sentence)
         return nnUNetDatasetBlosc2(str(index.folder), cases, None if previous is None else str(previous))
 
@@ -336,8 +337,9 @@ class nnUNetTrainerSemi(PluginTrainer):
 
     def _predict_unlabeled_for(self, stage: str) -> None:
         cases = self.unlabeled_dataset()
-        shapes = self._unlabeled_index(stage).shapes
-        mine = dict(list(shapes.items())[self.local_rank :: dist.get_world_size() if self.is_ddp else 1])
+        index = self._unlabeled_index(stage)
+        known = [index.cases[case] for case in index.good]
+        mine = known[self.local_rank :: dist.get_world_size() if self.is_ddp else 1]
         self.set_deep_supervision_enabled(False)
         predictor = nnUNetPredictor(device=self.device, allow_tqdm=False)
         predictor.manual_initialization(

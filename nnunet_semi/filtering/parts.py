@@ -10,7 +10,6 @@ further run adds what is new or changed, parts of one split and another join, an
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,24 +20,11 @@ from filelock import FileLock, Timeout
 
 from nnunet_semi.errors import UserError
 from nnunet_semi.filtering.table import Row, work_folder
+from nnunet_semi.fingerprint import fingerprint
 from nnunet_semi.raw import load_json
 from nnunet_semi.storage import write_json
 
 PROVENANCE = "provenance.json"
-
-
-def fingerprint(content: Any) -> str:
-    """A short hash of anything that JSON can say."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def hash_of_file(path: Path) -> str:
-    """SHA-256 of what is in a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 class Parts:

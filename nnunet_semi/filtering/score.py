@@ -23,9 +23,10 @@ from tqdm import tqdm
 from nnunet_semi import raw
 from nnunet_semi.errors import EnvironmentNotReady, WrongUse
 from nnunet_semi.filtering.model import ESTIMATORS, FINAL, load_views, make_predictor, needed_files
-from nnunet_semi.filtering.parts import Parts, fingerprint, hash_of_file
+from nnunet_semi.filtering.parts import Parts
 from nnunet_semi.filtering.prediction import CaseScorer, store_prediction
 from nnunet_semi.filtering.table import PREDICTIONS, Row, default_table, write_table
+from nnunet_semi.fingerprint import fingerprint, hash_of_file
 from nnunet_semi.trained_model import TrainedModel, find_model
 from nnunet_semi.unlabeled.index import UnlabeledIndex
 from nnunet_semi.unlabeled.next_stage import find_predictions, require_predictions
@@ -185,7 +186,7 @@ def _unlabeled_cases(
     if stage is not None:
         first = model.folder.with_name(f"{model.trainer}__{model.plans}__{stage}")
         previous = find_predictions(first, model.configuration, model.folds[0])
-        require_predictions(previous, index.good, stage)
+        require_predictions(previous, [index.cases[case] for case in index.good], stage)
     return index, nnUNetDatasetBlosc2(str(index.folder), index.good, None if previous is None else str(previous))
 
 

@@ -15,8 +15,9 @@ from nnunet_semi import raw
 from nnunet_semi.errors import UserError, WrongUse
 from nnunet_semi.filtering.images import ImageSource
 from nnunet_semi.filtering.page import Tile, page
-from nnunet_semi.filtering.parts import fingerprint, provenance_of
+from nnunet_semi.filtering.parts import provenance_of
 from nnunet_semi.filtering.table import Row, newest_table, read_table, require_dataset
+from nnunet_semi.fingerprint import fingerprint
 from nnunet_semi.pool import for_each
 from nnunet_semi.storage import atomic_path
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,9 +17,11 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from torch import nn
 
 from nnunet_semi.errors import EnvironmentNotReady
+from nnunet_semi.fingerprint import fingerprint
 from nnunet_semi.raw import name_some
+from nnunet_semi.unlabeled.index import UnlabeledCase
 
-NETWORK = "nnunet_semi_network"  # key of the fingerprint in a prediction's file
+NETWORK, CASE = "nnunet_semi_network", "nnunet_semi_case"  # keys of the fingerprints in a prediction's file
 
 
 def predictions_folder(stage_output: str | Path, next_configuration: str, fold: int | str) -> Path:
@@ -35,24 +37,28 @@ def find_predictions(stage_output: str | Path, next_configuration: str, fold: in
     return own if own.is_dir() or not others else others[0]
 
 
-def require_predictions(folder: Path, cases: Sequence[str], previous_stage: str) -> None:
-    """Check that the previous stage predicted every unlabeled case.
+def require_predictions(folder: Path, cases: Sequence[UnlabeledCase], previous_stage: str) -> None:
+    """Check that the previous stage predicted every unlabeled case as it is now.
+
+    Args:
+        folder: see `find_predictions`.
+        cases: of the stage that reads the predictions.
+        previous_stage: its configuration, for the message.
 
     Raises:
-        EnvironmentNotReady: some are missing.
+        EnvironmentNotReady: some are missing, or their images were replaced since.
     """
-    present = {path.stem for path in folder.glob("*.b2nd")}
-    missing = [case for case in cases if case not in present]
+    missing = [case.case for case in cases if _names(folder / f"{case.case}.b2nd").get(CASE) != _identity(case)]
     if missing:
         raise EnvironmentNotReady(
             f"{folder} lacks the predictions of stage {previous_stage} for {len(missing)} of {len(cases)} unlabeled "
-            f"cases ({name_some(missing)}), which the cascade takes as input; train {previous_stage} with the same "
-            "trainer first, or run that training again with --val"
+            f"cases as they are now ({name_some(missing)}), which the cascade takes as input; train {previous_stage} "
+            "with the same trainer first, or run that training again with --val"
         )
 
 
 def predict_cases(
-    predictor: nnUNetPredictor, cases: nnUNetBaseDataset, shapes: Mapping[str, Sequence[int]], folder: Path
+    predictor: nnUNetPredictor, images: nnUNetBaseDataset, cases: Sequence[UnlabeledCase], folder: Path
 ) -> int:
     """Predict unlabeled cases and store each as label map at the resolution of the next stage.
 
@@ -60,9 +66,10 @@ def predict_cases(
 
     Args:
         predictor: initialised with the network of this stage.
-        cases: the unlabeled cases, preprocessed for this stage.
-        shapes: spatial shape of each case in the next stage; only these cases are predicted.
-        folder: gets one CASE.b2nd each, which names its network; what the same network has left is kept.
+        images: the unlabeled cases, preprocessed for this stage.
+        cases: those to predict, preprocessed for the next stage, whose shape the predictions get.
+        folder: gets one CASE.b2nd each, which names its network and case; what the same network has made of a case that
+            did not change is kept.
 
     Returns:
         The number of cases that were predicted.
@@ -70,11 +77,12 @@ def predict_cases(
     folder.mkdir(parents=True, exist_ok=True)
     network = _fingerprint(predictor.network)
 
-    def finish(case: str, logits: torch.Tensor, properties: dict) -> None:
-        unfinished = folder / f"unfinished_{case}"
+    def finish(case: UnlabeledCase, logits: torch.Tensor, properties: dict) -> None:
+        assert case.shape is not None
+        unfinished = folder / f"unfinished_{case.case}"
         resample_and_save(
             logits,
-            list(shapes[case]),
+            list(case.shape),
             str(unfinished),
             predictor.plans_manager,
             predictor.configuration_manager,
@@ -84,14 +92,14 @@ def predict_cases(
         )
         file = unfinished.with_name(unfinished.name + ".b2nd")
         array = blosc2.open(str(file), mode="a")
-        array.schunk.vlmeta[NETWORK] = network
-        file.replace(folder / f"{case}.b2nd")
+        array.schunk.vlmeta[NETWORK], array.schunk.vlmeta[CASE] = network, _identity(case)
+        file.replace(folder / f"{case.case}.b2nd")
 
-    left = [case for case in shapes if _network_of(folder / f"{case}.b2nd") != network]
+    left = [c for c in cases if _names(folder / f"{c.case}.b2nd") != {NETWORK: network, CASE: _identity(c)}]
     with ThreadPoolExecutor(default_num_processes) as pool:
         pending: deque[Future[None]] = deque()
         for case in left:
-            data, _, _, properties = cases.load_case(case)
+            data, _, _, properties = images.load_case(case.case)
             logits = predictor.predict_sliding_window_return_logits(torch.from_numpy(data[:])).cpu()
             pending.append(pool.submit(finish, case, logits, properties))
             if len(pending) > default_num_processes:  # probabilities of all cases would not fit into memory
@@ -101,12 +109,17 @@ def predict_cases(
     return len(left)
 
 
-def _network_of(prediction: Path) -> str | None:
-    """The fingerprint of the network that made a prediction; None where there is none."""
+def _names(prediction: Path) -> dict[str, str]:
+    """What a prediction says of the network and the case that it was made of; empty where there is none."""
     if not prediction.is_file():
-        return None
+        return {}
     array = blosc2.open(str(prediction), mode="r")
-    return array.schunk.vlmeta.get(NETWORK)
+    return {key: array.schunk.vlmeta[key] for key in (NETWORK, CASE) if key in array.schunk.vlmeta}
+
+
+def _identity(case: UnlabeledCase) -> str:
+    """What changes when the image, or its preprocessing for the next stage, does."""
+    return fingerprint([case.sources, case.settings])
 
 
 def _fingerprint(network: nn.Module) -> str:
