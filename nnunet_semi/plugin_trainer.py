@@ -148,6 +148,9 @@ class PluginTrainer(nnUNetTrainer):
                 f"torch.compile does not work here ({problem}); training goes on without it, only slower; "
                 "`nnunet_semi doctor` says what is missing, `export nnUNet_compile=f` silences this line"
             )
+        # A few batch sizes take turns. From the second one on torch would make graphs for any size, which its compiler
+        # optimises less: convolutions keep their slow memory layout.
+        torch._dynamo.config.automatic_dynamic_shapes = False
         return problem is None
 
     _told_not_compiled = False

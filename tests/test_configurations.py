@@ -22,7 +22,9 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunet_semi.compilation import compile_problem
 from nnunet_semi.curves import SHARES
 from nnunet_semi.plugin_trainer import CHECKPOINT_KEY
+from nnunet_semi.trainers.nnUNetTrainerBCP import nnUNetTrainerBCP
 from nnunet_semi.trainers.nnUNetTrainerCPS import nnUNetTrainerCPS, nnUNetTrainerCPSCutMix, nnUNetTrainerCPSOriginal
+from nnunet_semi.trainers.nnUNetTrainerUniMatch import nnUNetTrainerUniMatch
 from short_training import train, validate
 from tiny_trainer import make_trainer
 
@@ -191,3 +193,22 @@ def test_it_trains_with_spawned_workers(tiny_2d: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "1 augmentation workers" in done.stdout
     assert len(list(Path(os.environ["nnUNet_results"]).rglob("checkpoint_final.pth"))) == 1
+
+
+@pytest.mark.parametrize("cls", [nnUNetTrainerCPSCutMix, nnUNetTrainerUniMatch, nnUNetTrainerBCP])
+def test_compiled_graphs_are_made_for_fixed_sizes(tiny_2d: Path, cls: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although passes with and without gradient take turns, and their batches differ."""
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        graphs.append([size for value in inputs for size in getattr(value, "shape", [value])])
+        return graph.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(nnUNetTrainer, "_do_i_compile", lambda trainer: True)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    with torch._dynamo.config.patch(automatic_dynamic_shapes=True):
+        train(make_trainer(cls, tiny_2d, **SHORT))
+    torch._dynamo.reset()
+    assert len(graphs) >= 2
+    assert all(isinstance(size, int) for sizes in graphs for size in sizes)
