@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import platform
 import sys
@@ -23,8 +24,13 @@ Exit codes: 0 done, 1 the work failed, 2 wrong use, 3 the environment is not rea
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit code; `arguments` are those of the process if not given."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a pipe on Windows cannot take every sign, such as →
+        sys.stdout.reconfigure(errors="backslashreplace")
     parser = build_parser()
-    args = parser.parse_args(arguments)
+    args, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        parser.prog = f"{parser.prog} {args.verb or ''}".strip()  # whose help has what was meant
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if args.verb is None:
         parser.print_help(sys.stderr)
         return 2

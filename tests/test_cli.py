@@ -72,6 +72,15 @@ def test_help_and_small_verbs_answer_without_heavy_imports(arguments: list[str],
     assert done.stdout.splitlines()[-1] == "HEAVY []"
 
 
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_output_that_cannot_take_an_arrow_is_no_error(encoding: str) -> None:
+    command = "import sys; from nnunet_semi.cli import main; sys.exit(main(['convert', '--help']))"
+    variables = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", command], env=variables, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"\u2192" in done.stdout
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["--version"])
@@ -102,6 +111,24 @@ def test_wrong_use_is_one_line_and_exit_code_2(
     (line,) = capsys.readouterr().err.splitlines()
     assert stop.value.code == 2
     assert said in line and "--help` shows the usage" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["doctor", "--jsom"], "nnunet_semi doctor --help"),
+        (["ensemble", "a", "b", "-o", "c", "--over"], "nnunet_semi ensemble --help"),
+        (["--jsom"], "nnunet_semi --help"),
+    ],
+)
+def test_unknown_flags_point_to_the_help_that_has_the_known_ones(
+    arguments: list[str], shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert f"unrecognized arguments: {arguments[-1]}; `{shown}` shows the usage" in said
 
 
 def test_no_verb_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:

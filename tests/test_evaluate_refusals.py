@@ -69,7 +69,7 @@ def test_a_nifti_that_was_cut_off_is_refused(folders):
         evaluate(*folders)
 
 
-@pytest.mark.parametrize("ending", [".mha", ".nrrd", ".tif", ".png", ".nii"])
+@pytest.mark.parametrize("ending", [".mha", ".nrrd", ".gipl", ".tif", ".png", ".nii"])
 @pytest.mark.parametrize("share", [0.0, 0.6])
 def test_files_that_were_cut_off_are_refused(tmp_path, ending, share):
     shape = (30, 40) if ending == ".png" else (4, 30, 40)

@@ -6,6 +6,7 @@ smallest unsigned integers that will do, so that a volume takes a byte per voxel
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import shutil
@@ -21,8 +22,8 @@ from nnunet_semi.errors import Unusable, UserError
 from nnunet_semi.storage import atomic_path
 
 NIFTI, PICTURES, TIFF = (".nii.gz", ".nii"), (".png", ".bmp"), (".tif", ".tiff")
-# what is not named here is read by ITK; not .gipl, of which ITK does not tell that a file was cut off
-ENDINGS = (*NIFTI, ".mha", ".nrrd", *PICTURES, *TIFF)
+GIPL = ".gipl"
+ENDINGS = (*NIFTI, ".mha", ".nrrd", GIPL, *PICTURES, *TIFF)  # what is named in none of the above is read by ITK
 
 LabelMap = NDArray[np.unsignedinteger]
 
@@ -34,21 +35,27 @@ class Grid:
     Attributes:
         shape: z, y, x.
         spacing: in the same order, in mm; None for files that know none, which are measured in pixels.
-        direction: one row for each axis of the world (left, posterior, superior), its columns x, y, z; None if unknown.
+        directions: one row for each axis of the world (left, posterior, superior), its columns x, y, z; twice: as
+            nibabel and as ITK understand the header, with which nnU-Net reads. Empty if unknown.
     """
 
     shape: tuple[int, ...]
     spacing: tuple[float, ...] | None = None
-    direction: NDArray[np.float64] | None = None
+    directions: tuple[NDArray[np.float64], ...] = ()
 
     def difference(self, other: Grid) -> str:
-        """In words how this grid differs from another, or "" if voxels can be compared one by one."""
+        """In words how this grid differs from another, or "" if voxels can be compared one by one.
+
+        Directions are those of one grid if either library says so: which of the two wrote a prediction is unknown, and
+        where they understand its reference differently, only the one that wrote it finds the same direction in both.
+        """
         if self.shape != other.shape:
             return f"shape {self.shape} against {other.shape}"
         if self.spacing and other.spacing and not np.allclose(self.spacing, other.spacing, rtol=1e-3):
             return f"spacing {_rounded(self.spacing)} against {_rounded(other.spacing)}"
-        if self.direction is not None and other.direction is not None and self.direction.shape == other.direction.shape:
-            return "" if np.allclose(self.direction, other.direction, atol=1e-2) else "another orientation"
+        pairs = [(a, b) for a, b in zip(self.directions, other.directions, strict=False) if a.shape == b.shape]
+        if pairs and not any(np.allclose(a, b, atol=1e-2) for a, b in pairs):
+            return "another orientation"
         return ""
 
 
@@ -102,21 +109,32 @@ def read_label_map(path: Path, binary: bool = False) -> tuple[LabelMap, Grid]:
     return _as_labels(voxels, path), grid
 
 
-def is_white_mask(path: Path) -> bool:
-    """Whether a picture is a binary mask by its looks: it has colours, two values, or white as bright as can be.
+def count_white(path: Path) -> tuple[int, int]:
+    """How many pixels of a file are as bright as can be, and how many others are above 0: masks have few of these.
 
-    Pictures with a palette, whose values are labels, and formats that are no pictures are none.
+    Of a picture with colours or with two values whatever is above 0 is white. Nothing is in one with a palette, whose
+    values are labels, and in formats that are no pictures.
+
+    Raises:
+        UserError: the file cannot be read.
     """
     from PIL import Image
 
-    if ending_of(path) not in (*PICTURES, *TIFF):
-        return False
     voxels, grid = _guarded(path, voxels=True)
-    if voxels.ndim > len(grid.shape) or voxels.dtype == bool:
-        return True
-    if int(voxels.max(initial=0)) not in (2**8 - 1, 2**16 - 1):
-        return False
-    return ending_of(path) in TIFF or Image.open(path).mode != "P"
+    coloured = False
+    if voxels.ndim > len(grid.shape):
+        coloured = bool((voxels != voxels[..., :1]).any())
+        voxels = voxels.max(axis=-1)
+    above = int(np.count_nonzero(voxels))
+    if coloured or voxels.dtype == bool:
+        return above, 0
+    may_be_white = ending_of(path) in (*PICTURES, *TIFF)
+    if ending_of(path) in PICTURES:
+        with Image.open(path) as image:
+            may_be_white = image.mode != "P"
+    brightest = voxels.max(initial=0)
+    white = int(np.count_nonzero(voxels == brightest)) if may_be_white and brightest in (2**8 - 1, 2**16 - 1) else 0
+    return white, above - white
 
 
 def _as_labels(voxels: NDArray[Any], path: Path) -> LabelMap:
@@ -177,27 +195,52 @@ def _read_nifti(path: Path, voxels: bool) -> tuple[NDArray[Any], Grid]:
     if len(shape) not in (2, 3):
         raise UserError(f"{path} has the shape {shape}; expected a label map of two or three dimensions")
     spacing = tuple(float(size) for size in image.header.get_zooms()[: len(shape)])
-    to_left_posterior = np.diag([-1.0, -1.0, 1.0])
-    direction = to_left_posterior @ image.affine[:3, :3] / np.linalg.norm(image.affine[:3, :3], axis=0)
     data = np.asanyarray(image.dataobj).reshape(shape, order="F").T if voxels else NO_VOXELS
-    return data, Grid(shape[::-1], spacing[::-1], direction if len(shape) == 3 else None)
+    return data, Grid(shape[::-1], spacing[::-1], _nifti_directions(path, image.affine) if len(shape) == 3 else ())
+
+
+def _nifti_directions(path: Path, affine: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
+    """By nibabel and by ITK, which differ where no direction is stated, or two that disagree."""
+    to_left_posterior = np.diag([-1.0, -1.0, 1.0])
+    by_nibabel = to_left_posterior @ affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    try:
+        return by_nibabel, _direction(_header_by_itk(path))[:3, :3]
+    except RuntimeError:  # ITK reads no sheared grid, so that nobody reads this file but nibabel
+        return by_nibabel, by_nibabel
+
+
+def _header_by_itk(path: Path) -> Any:
+    """A reader that knows the header; of an unusual one ITK says on stderr what nobody could do anything about."""
+    import SimpleITK
+
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(str(path))
+    warned = reader.GetGlobalWarningDisplay()
+    reader.GlobalWarningDisplayOff()
+    try:
+        reader.ReadImageInformation()
+    finally:
+        reader.SetGlobalWarningDisplay(warned)
+    return reader
+
+
+def _direction(reader: Any) -> NDArray[np.float64]:
+    return np.array(reader.GetDirection()).reshape(reader.GetDimension(), reader.GetDimension())
 
 
 def _read_by_itk(path: Path, voxels: bool) -> tuple[NDArray[Any], Grid]:
     import SimpleITK
 
-    reader = SimpleITK.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
+    reader = _header_by_itk(path)
     shape, dimension = reader.GetSize()[::-1], reader.GetDimension()
     if reader.GetNumberOfComponents() != 1 or dimension not in (2, 3):
         raise UserError(
             f"{path} has {dimension} dimensions and {reader.GetNumberOfComponents()} channels; expected a "
             "label map of two or three dimensions and one channel"
         )
-    direction = np.array(reader.GetDirection()).reshape(dimension, dimension)
+    directions = () if ending_of(path) == GIPL else (_direction(reader),) * 2  # that format has none
     data = SimpleITK.GetArrayFromImage(reader.Execute()) if voxels else NO_VOXELS
-    return data, Grid(shape, reader.GetSpacing()[::-1], direction)
+    return data, Grid(shape, reader.GetSpacing()[::-1], directions)
 
 
 def _read_picture(path: Path, voxels: bool) -> tuple[NDArray[Any], Grid]:
@@ -213,34 +256,67 @@ def _read_picture(path: Path, voxels: bool) -> tuple[NDArray[Any], Grid]:
 
 
 def _read_tiff(path: Path, voxels: bool) -> tuple[NDArray[Any], Grid]:
-    """2D, coloured or 3D; of the latter nnU-Net keeps the spacing in a JSON file beside it."""
+    """2D, coloured or 3D; of the latter nnU-Net keeps the spacing in a JSON file beside it.
+
+    Formats of several files are not read as such, since these may be any files that the contents name.
+    """
     import tifffile
 
-    with tifffile.TiffFile(path) as file:
+    with tifffile.TiffFile(path, _multifile=False, is_mmstack=False, is_ndtiff=False) as file:
         series = file.series[0]
+        if file.is_ome and series.kind != "ome" and "FileName=" in (file.ome_metadata or ""):
+            raise UserError(
+                f"{path} says that parts of it are in other files; expected a TIFF file that holds all of its label "
+                "map; save it as a single one"
+            )
         shape = series.shape[:-1] if series.axes.endswith("S") else series.shape
         data = series.asarray() if voxels else NO_VOXELS
     if len(shape) not in (2, 3):
         raise UserError(f"{path} has the shape {shape}; expected a label map of two or three dimensions")
-    beside = _spacing_file(path)
-    spacing = json.loads(beside.read_text(encoding="utf-8"))["spacing"] if beside.is_file() else None
-    return data, Grid(tuple(shape), tuple(map(float, spacing)) if spacing else None)
+    return data, Grid(tuple(shape), _spacing_beside(path, len(shape)))
 
 
-def _spacing_file(path: Path) -> Path:
-    return path.with_name(f"{case_of(path)}.json")
+def _spacing_beside(path: Path, dimensions: int) -> tuple[float, ...] | None:
+    file = _spacing_file(path)
+    if file is None:
+        return None
+    try:
+        spacing = tuple(map(float, json.loads(file.read_text(encoding="utf-8"))["spacing"]))
+        if len(spacing) == dimensions and all(0 < size < math.inf for size in spacing):
+            return spacing
+        found = f"the spacing {spacing}"
+    except (OSError, ValueError, KeyError, TypeError):
+        found = "no spacing that can be read"
+    raise UserError(
+        f'{file} holds {found}; expected {{"spacing": [...]}} with {dimensions} sizes above 0 in mm; correct it, or '
+        "move it away to measure in pixels"
+    )
+
+
+def _spacing_file(path: Path) -> Path | None:
+    """The JSON file beside a TIFF file, if there is one."""
+    beside = path.with_name(f"{case_of(path)}.json")
+    return beside if ending_of(path) in TIFF and beside.is_file() else None
 
 
 # --- writing ---
 
 
+def files_like(path: Path) -> list[str]:
+    """The names of the files that are written for a label map like this one."""
+    return [file.name for file in (path, _spacing_file(path)) if file]
+
+
 def write_label_map(path: Path, labels: LabelMap, like: Path) -> None:
-    """Writes labels in the format and on the grid of another file, atomically; pictures have one channel.
+    """Writes labels in the format and on the grid of another file, whole or not at all; pictures have one channel.
 
     Args:
         path: ends as `like` does.
         labels: of the shape of `like`.
         like: where format, spacing, origin and direction are taken from.
+
+    Raises:
+        OSError: the file cannot be written.
     """
     ending = ending_of(like)
     with atomic_path(path) as temporary:
@@ -256,8 +332,9 @@ def write_label_map(path: Path, labels: LabelMap, like: Path) -> None:
             tifffile.imwrite(temporary, labels, photometric="minisblack", compression="zlib")
         else:
             _write_by_itk(temporary, labels, like)
-    if ending in TIFF and _spacing_file(like).is_file():
-        shutil.copyfile(_spacing_file(like), _spacing_file(path))
+    if spacing_file := _spacing_file(like):
+        with atomic_path(path.with_name(f"{case_of(path)}.json")) as temporary:
+            shutil.copyfile(spacing_file, temporary)
 
 
 def _write_nifti(path: Path, labels: LabelMap, like: Path) -> None:
@@ -273,6 +350,12 @@ def _write_nifti(path: Path, labels: LabelMap, like: Path) -> None:
 def _write_by_itk(path: Path, labels: LabelMap, like: Path) -> None:
     import SimpleITK
 
+    from nnunet_semi.labelmaps.damage import refuse_incomplete
+
     image = SimpleITK.GetImageFromArray(labels)
     image.CopyInformation(SimpleITK.ReadImage(str(like)))
-    SimpleITK.WriteImage(image, str(path), True)
+    try:
+        SimpleITK.WriteImage(image, str(path), True)
+        refuse_incomplete(path)  # of GIPL ITK does not tell that the disk is full
+    except (RuntimeError, Unusable) as error:
+        raise OSError(errno.EIO, f"it cannot be written ({_reason(error)})", str(path)) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def _ensemble_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--binary",
         action=argparse.BooleanOptionalAction,
-        help="masks are what is above 0, written as 0 and 255; default: if a picture has colours or full white",
+        help="masks are what is above 0, written as 0 and 255; default: if most of that is white or coloured",
     )
     add_processes(parser)
 
@@ -35,6 +36,7 @@ def _ensemble(args: Namespace) -> int:
             overwrite=args.overwrite,
             num_processes=args.processes,
             progress=not args.quiet,
+            log=lambda sentence: None if args.quiet else print(sentence, file=sys.stderr),
         )
     )
     return 0
