@@ -86,3 +86,34 @@ def add_dataset(parser: ArgumentParser, several: bool = False) -> None:
 def add_plans(parser: ArgumentParser) -> None:
     """-p"""
     parser.add_argument("-p", dest="plans", metavar="PLANS", default="nnUNetPlans", help="plans identifier")
+
+
+def add_configuration(parser: ArgumentParser, what: str = "configuration") -> None:
+    """-c"""
+    parser.add_argument("-c", dest="configuration", metavar="CONFIG", required=True, help=what)
+
+
+def add_trainer(parser: ArgumentParser, default: str) -> None:
+    """-tr"""
+    parser.add_argument("-tr", dest="trainer", metavar="TRAINER", default=default, help="trainer class name")
+
+
+def add_model(parser: ArgumentParser, trainer: str, folds: str = "folds, or all") -> None:
+    """-d, -c, -tr, -p and -f of a trained model"""
+    add_dataset(parser)
+    add_configuration(parser)
+    add_trainer(parser, trainer)
+    add_plans(parser)
+    parser.add_argument(
+        "-f", dest="folds", metavar="FOLD", nargs="+", type=fold, default=[0], help=f"{folds}; default: 0"
+    )
+
+
+def add_checkpoint(parser: ArgumentParser, what: str = "checkpoint file") -> None:
+    """-chk"""
+    parser.add_argument("-chk", dest="checkpoint", metavar="NAME", default="checkpoint_final.pth", help=what)
+
+
+def add_device(parser: ArgumentParser) -> None:
+    """-device"""
+    parser.add_argument("-device", choices=["cpu", "cuda", "mps"], help="default: cuda if there is one")

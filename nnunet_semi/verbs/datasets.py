@@ -6,7 +6,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 
 from nnunet_semi import conversion
-from nnunet_semi.arguments import add_dataset, add_plans, add_processes, at_least
+from nnunet_semi.arguments import add_configuration, add_dataset, add_plans, add_processes, at_least
 from nnunet_semi.verbs.verb import Verb
 
 
@@ -40,7 +40,7 @@ def _preprocess(args: Namespace) -> int:
 
 def _narrow_arguments(parser: ArgumentParser) -> None:
     add_dataset(parser)
-    parser.add_argument("-c", dest="configuration", metavar="CONFIG", required=True, help="the one to inherit from")
+    add_configuration(parser, "the one to inherit from")
     parser.add_argument("--width", metavar="N", type=at_least(1), default=8, help="features of the first stage")
     add_plans(parser)
     parser.add_argument("--name", help="name of the new one; default: CONFIG_wN")
@@ -58,7 +58,7 @@ def _narrow(args: Namespace) -> int:
 
 def _whole_image_arguments(parser: ArgumentParser) -> None:
     add_dataset(parser)
-    parser.add_argument("-c", dest="configuration", metavar="CONFIG", required=True, help="the one to inherit from")
+    add_configuration(parser, "the one to inherit from")
     parser.add_argument(
         "--longest", metavar="N", type=at_least(32), help="voxels along the longest side; default: what memory allows"
     )

@@ -5,20 +5,14 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from nnunet_semi.arguments import add_dataset, add_output, add_plans, add_processes, at_least, fold, probability
+from nnunet_semi.arguments import add_dataset, add_device, add_model, add_output, add_processes, at_least, probability
 from nnunet_semi.verbs.verb import Verb
 
 ESTIMATORS = ("checkpoints", "networks", "entropy", "folds", "mirrors")
 
 
 def _score_arguments(parser: ArgumentParser) -> None:
-    add_dataset(parser)
-    parser.add_argument("-c", dest="configuration", metavar="CONFIG", required=True, help="configuration")
-    parser.add_argument("-tr", dest="trainer", metavar="TRAINER", default="nnUNetTrainerCPS", help="trainer class name")
-    add_plans(parser)
-    parser.add_argument(
-        "-f", dest="folds", metavar="FOLD", nargs="+", type=fold, default=[0], help="folds, or all; default: 0"
-    )
+    add_model(parser, "nnUNetTrainerCPS")
     parser.add_argument(
         "--by",
         choices=ESTIMATORS,
@@ -30,7 +24,7 @@ def _score_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("-num_parts", metavar="N", type=at_least(1), help="split the cases; default: as torchrun says")
     parser.add_argument("-part_id", metavar="I", type=at_least(0), help="which part this is, from 0")
     add_processes(parser)
-    parser.add_argument("-device", choices=["cpu", "cuda", "mps"], help="default: cuda if there is one")
+    add_device(parser)
     parser.add_argument("--disable_tta", action="store_true", help="predict without mirroring: faster, less exact")
 
 

@@ -6,21 +6,13 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from nnunet_semi.arguments import add_dataset, add_output, add_plans, fold, probability
+from nnunet_semi.arguments import add_checkpoint, add_device, add_model, add_output, probability
 from nnunet_semi.verbs.verb import Verb
 
 
 def _export_arguments(parser: ArgumentParser) -> None:
-    add_dataset(parser)
-    parser.add_argument("-c", dest="configuration", metavar="CONFIG", required=True, help="configuration")
-    parser.add_argument("-tr", dest="trainer", metavar="TRAINER", default="nnUNetTrainerCPS", help="trainer class name")
-    add_plans(parser)
-    parser.add_argument(
-        "-f", dest="folds", metavar="FOLD", nargs="+", type=fold, default=[0], help="folds, or all; default: 0"
-    )
-    parser.add_argument(
-        "-chk", dest="checkpoint", metavar="NAME", default="checkpoint_final.pth", help="checkpoint file"
-    )
+    add_model(parser, "nnUNetTrainerCPS")
+    add_checkpoint(parser)
     parser.add_argument("-o", dest="output", metavar="ZIP", type=Path, required=True, help="the file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace ZIP if it is there")
 
@@ -55,19 +47,9 @@ def _export(args: Namespace) -> int:
 def _predict_landmarks_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("-i", dest="source", metavar="IN", type=Path, required=True, help="folder of images")
     add_output(parser, "OUT", "the folder to write into", required=True)
-    add_dataset(parser)
-    parser.add_argument("-c", dest="configuration", metavar="CONFIG", required=True, help="configuration")
-    parser.add_argument(
-        "-f", dest="folds", metavar="FOLD", nargs="+", type=fold, required=True, help="folds, several as an ensemble"
-    )
-    parser.add_argument(
-        "-tr", dest="trainer", metavar="TRAINER", default="nnUNetTrainerHeatmap", help="trainer class name"
-    )
-    add_plans(parser)
-    parser.add_argument(
-        "-chk", dest="checkpoint", metavar="NAME", default="checkpoint_final.pth", help="checkpoint file"
-    )
-    parser.add_argument("-device", choices=["cpu", "cuda", "mps"], help="default: cuda if there is one")
+    add_model(parser, "nnUNetTrainerHeatmap", "folds, several as an ensemble")
+    add_checkpoint(parser)
+    add_device(parser)
     parser.add_argument(
         "--disable_tta", action="store_true", help="no mirrored images, where left and right are paired"
     )

@@ -6,7 +6,17 @@ import argparse
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from nnunet_semi.arguments import add_dataset, add_plans, add_processes, at_least, fold
+from nnunet_semi.arguments import (
+    add_checkpoint,
+    add_configuration,
+    add_dataset,
+    add_device,
+    add_plans,
+    add_processes,
+    add_trainer,
+    at_least,
+    fold,
+)
 from nnunet_semi.verbs.verb import Verb
 
 ESTIMATORS = ("checkpoints", "networks", "entropy", "mirrors")  # those that one model of one fold has
@@ -26,7 +36,7 @@ def _lengths(text: str) -> tuple[int, ...]:
 
 def _selftrain_arguments(parser: ArgumentParser) -> None:
     add_dataset(parser)
-    parser.add_argument("-c", dest="configuration", metavar="CONFIG", required=True, help="configuration")
+    add_configuration(parser)
     parser.add_argument("-f", dest="fold", metavar="FOLD", type=fold, default=0, help="fold, or all; default: 0")
     parser.add_argument("--rounds", metavar="N", type=at_least(1), default=4, help="after the supervised training")
     parser.add_argument("--first", metavar="RULES", default="top:.5", help="which cases to trust before round 1")
@@ -36,9 +46,7 @@ def _selftrain_arguments(parser: ArgumentParser) -> None:
         default="threshold:.9,complete",
         help="and before the others: some of top:N threshold:N max:N components:N complete, joined by commas",
     )
-    parser.add_argument(
-        "-tr", dest="trainer", metavar="TRAINER", default="nnUNetTrainerKeepCheckpoints", help="trainer class name"
-    )
+    add_trainer(parser, "nnUNetTrainerKeepCheckpoints")
     parser.add_argument(
         "--epochs",
         metavar="N,N",
@@ -54,11 +62,9 @@ def _selftrain_arguments(parser: ArgumentParser) -> None:
         "--id", dest="number", metavar="N", type=at_least(1), help="of round 1's dataset; default: free"
     )
     add_plans(parser)
-    parser.add_argument(
-        "-chk", dest="checkpoint", metavar="NAME", default="checkpoint_final.pth", help="that makes the pseudo labels"
-    )
+    add_checkpoint(parser, "that makes the pseudo labels")
     parser.add_argument("--skip-bad", action="store_true", help="go without unlabeled images that cannot be used")
-    parser.add_argument("-device", choices=["cpu", "cuda", "mps"], help="default: cuda if there is one")
+    add_device(parser)
 
 
 def _selftrain(args: Namespace) -> int:
@@ -113,7 +119,7 @@ def _images(args: Namespace) -> int:
 
 def _cases_arguments(parser: ArgumentParser) -> None:
     add_dataset(parser)
-    parser.add_argument("-c", dest="configuration", metavar="CONFIG", required=True, help="configuration")
+    add_configuration(parser)
     add_plans(parser)
     add_processes(parser)
 
