@@ -13,8 +13,8 @@ from pathlib import Path
 import nnunet_semi
 from nnunet_semi.discovery import VARIABLE, extended_search_path
 from nnunet_semi.errors import UserError
+from nnunet_semi.raw import FOLDERS
 
-FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 CORES = "BENCHMARK_CORES"
 
 

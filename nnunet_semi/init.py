@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 from nnunet_semi.errors import UserError
+from nnunet_semi.raw import FOLDERS
 from nnunet_semi.shells import set_line
 
-FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 _TITLES = {"bash": "bash, zsh", "powershell": "PowerShell", "cmd": "cmd"}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from nnunet_semi.errors import EnvironmentNotReady, UserError, WrongUse
 
-RAW, PREPROCESSED = "nnUNet_raw", "nnUNet_preprocessed"
+FOLDERS = RAW, PREPROCESSED, RESULTS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 PLANNERS = {  # which planner writes which plans, for the command that is suggested where they are missing
     "nnUNetPlans": "ExperimentPlanner",
     "nnUNetResEncUNetMPlans": "nnUNetPlannerResEncM",

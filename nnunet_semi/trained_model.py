@@ -47,7 +47,7 @@ def find_model(
         WrongUse: a name or a fold cannot be one.
         EnvironmentNotReady: the model, a fold or a checkpoint is missing.
     """
-    results, dataset = raw.nnunet_folder("nnUNet_results"), raw.dataset_name(dataset)
+    results, dataset = raw.nnunet_folder(raw.RESULTS), raw.dataset_name(dataset)
     for name in (dataset, configuration, trainer, plans, checkpoint):
         if Path(name).name != name:
             raise WrongUse(f"got {name!r}; expected a plain name without folders")

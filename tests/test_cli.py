@@ -17,7 +17,8 @@ import nnunet_semi
 from nnunet_semi import discovery, shells
 from nnunet_semi.cli import main
 from nnunet_semi.errors import EnvironmentNotReady, UserError, WrongUse
-from nnunet_semi.init import FOLDERS, init, instructions
+from nnunet_semi.init import init, instructions
+from nnunet_semi.raw import FOLDERS
 from nnunet_semi.registry import DATASETS, TRAINERS
 from nnunet_semi.verbs import VERBS
 

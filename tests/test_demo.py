@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from nnunet_semi.demo import commands, demo, progress, run
-from nnunet_semi.demo.commands import FOLDERS, environment, find_command, run_command
+from nnunet_semi.demo.commands import environment, find_command, run_command
 from nnunet_semi.demo.comparison import TRAINERS, case_means, dice, score, table, trainer_names
 from nnunet_semi.demo.dataset import LABELS, NAME, SIZE, draw_case, write_dataset
 from nnunet_semi.demo.folder import STATE, DemoFolder, Settings, open_folder
@@ -25,6 +25,7 @@ from nnunet_semi.demo.pictures import COLOURS, contact_sheet
 from nnunet_semi.demo.progress import TrainingProgress
 from nnunet_semi.demo.steps import Step, all_steps
 from nnunet_semi.errors import EnvironmentNotReady, UserError, WrongUse
+from nnunet_semi.raw import FOLDERS
 
 SMALL = Settings(seed=1, epochs=1, iterations=2, width=4, labeled=3, unlabeled=4, test=2)
 COUNTS = {"Tr": 2, "Un": 5, "Ts": 3}

@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from nnunet_semi.errors import EnvironmentNotReady, UserError
+from nnunet_semi.raw import FOLDERS
 
-FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 _ERROR = re.compile(r"^(\w+\.)*\w*(Error|Exception|Interrupt)\b|^nnunet_semi \w+: |\berror: ")
 _POLL = 0.2  # seconds
 

@@ -9,13 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nnunet_semi.errors import UserError, WrongUse
+from nnunet_semi.raw import FOLDERS
 from nnunet_semi.storage import write_json
 
 STATE = "demo.json"
 SCORES = "scores.json"
 PICTURES = "comparison.png"
 PREDICTIONS = "predictions"
-CONTENT = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", PREDICTIONS, "logs", SCORES, PICTURES)
+CONTENT = (*FOLDERS, PREDICTIONS, "logs", SCORES, PICTURES)
 
 
 @dataclass(frozen=True)

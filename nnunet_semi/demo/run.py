@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from nnunet_semi.demo.commands import FOLDERS
 from nnunet_semi.demo.comparison import Scores, compare, summary
 from nnunet_semi.demo.folder import PICTURES, DemoFolder, Settings, open_folder
 from nnunet_semi.demo.steps import Step, all_steps
 from nnunet_semi.errors import WrongUse
+from nnunet_semi.raw import FOLDERS
 
 Report = Callable[[str], None]
 

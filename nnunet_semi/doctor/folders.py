@@ -9,8 +9,7 @@ from pathlib import Path
 
 from nnunet_semi.doctor.fact import Fact, Status
 from nnunet_semi.errors import EnvironmentNotReady
-from nnunet_semi.init import FOLDERS
-from nnunet_semi.raw import nnunet_folder
+from nnunet_semi.raw import FOLDERS, nnunet_folder
 
 
 def folders() -> list[Fact]:

@@ -36,7 +36,7 @@ def check(settings: Settings, plans: dict[str, Any], dataset_json: dict[str, Any
     _refuse_trainers(settings)
     folder = raw.dataset_folder(raw.RAW, settings.dataset)
     raw.unlabeled_cases(folder, dataset_json)
-    raw.nnunet_folder("nnUNet_results")
+    raw.nnunet_folder(raw.RESULTS)
     labeled = sorted(raw.labeled_cases(folder, dataset_json))
     splits = len(folds_of(raw.nnunet_folder(raw.PREPROCESSED) / settings.dataset / SPLITS, labeled))
     if settings.fold != "all" and int(settings.fold) >= splits:
@@ -87,7 +87,7 @@ def refuse_datasets(base: str, targets: Iterable[str], begun: bool) -> None:
     for target in targets:
         folder = refuse_taken(base, target)
         used = [path for path in folder.glob("*") if path.name != MARK]
-        used += [raw.nnunet_folder(kind) / target for kind in (raw.PREPROCESSED, "nnUNet_results")]
+        used += [raw.nnunet_folder(kind) / target for kind in (raw.PREPROCESSED, raw.RESULTS)]
         found = [str(path) for path in used if path.exists()]
         if found and not begun:
             raise WrongUse(
@@ -99,7 +99,7 @@ def refuse_datasets(base: str, targets: Iterable[str], begun: bool) -> None:
 def run_folder(settings: Settings, chosen: str | os.PathLike[str] | None) -> Path:
     if chosen is None:
         name = f"selftraining_{settings.configuration}_fold_{settings.fold}"
-        return raw.nnunet_folder("nnUNet_results") / settings.dataset / name
+        return raw.nnunet_folder(raw.RESULTS) / settings.dataset / name
     path = Path(chosen).expanduser().resolve()
     if path.exists() and not path.is_dir():
         raise WrongUse(f"-o {path} is a file; expected a folder, new, empty or of a self-training")

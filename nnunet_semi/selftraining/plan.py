@@ -92,7 +92,7 @@ class Model:
     def folder(self) -> Path:
         """Its fold in nnUNet_results."""
         model = f"{self.trainer}__{self.plans}__{self.configuration}"
-        return raw.nnunet_folder("nnUNet_results") / self.dataset / model / f"fold_{self.fold}"
+        return raw.nnunet_folder(raw.RESULTS) / self.dataset / model / f"fold_{self.fold}"
 
     def prediction(self, images: str, output: str, checkpoint: str) -> list[str]:
         """nnU-Net's command that predicts with it."""
