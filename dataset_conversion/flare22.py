@@ -7,17 +7,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import SimpleITK as sitk
 
 from nnunet_semi.dataset_conversion import volumes
 from nnunet_semi.dataset_conversion.body import around, body_box
 from nnunet_semi.dataset_conversion.geometry import ORIENTATION, Geometry, axes_to, header_of, orientation
 from nnunet_semi.dataset_conversion.plan import LABELED, TEST, UNLABELED, Output, Plan, case_name, describe
-from nnunet_semi.dataset_conversion.raster import refuse_other_labels, smallest_type
+from nnunet_semi.dataset_conversion.raster import refuse_other_grid, refuse_other_labels, smallest_type
 from nnunet_semi.dataset_conversion.sources import Source
 from nnunet_semi.dataset_conversion.writing import DEFAULT, Conversion, Writing, write_dataset
-from nnunet_semi.errors import Problem, Unusable
 from nnunet_semi.labelmaps.damage import refuse_undefined
 from nnunet_semi.storage import write_json
 
@@ -102,7 +100,7 @@ def plan(source: Path | str, crop_body: bool = False) -> Plan:
         result.add(LABELED, case_name(stem), [image], work, label, geometry=image)
     folders = [folder for pattern in scheme.unlabeled for folder in files.find_all(pattern)]
     taken = {case_name(stem) for stem in images}
-    _add_images(result, files, UNLABELED, folders, crop_body, taken)
+    taken |= _add_images(result, files, UNLABELED, folders, crop_body, taken)
     test = files.find(*scheme.test)
     _add_images(result, files, TEST, [test] if test else [], crop_body, taken)
     return result.finish()
@@ -115,10 +113,10 @@ def _add_images(
     folders: Sequence[Path],
     crop_body: bool,
     taken: Collection[str],
-) -> None:
-    """Adds images without labels; where one has the name of a labeled case, all of them get a prefix, U_ or T_.
+) -> set[str]:
+    """Adds images without labels; where one has the name of an earlier case, all of them get a prefix, U_ or T_.
 
-    Otherwise `restore` could not tell which of the two a prediction is for.
+    Otherwise `restore` could not tell which of the two a prediction is for. Gives the names.
     """
     found = [
         item
@@ -129,6 +127,7 @@ def _add_images(
     prefix = f"{role[0]}_" if any(case_name(stem) in taken for stem, _ in found) else ""
     for stem, image in found:
         result.add(role, case_name(stem, prefix), [image], Volume(stem + ENDINGS[0], crop_body), geometry=image)
+    return {case_name(stem, prefix) for stem, _ in found}
 
 
 def _without_channel(files: dict[str, Path]) -> dict[str, Path]:
@@ -180,15 +179,10 @@ def _read_label(path: Path, image: sitk.Image) -> sitk.Image:
     Raises:
         Unusable: it lies on another grid, or holds other values than those of the 13 organs.
     """
-    label = volumes.read_volume(path, dimensions=(3,))
-    facts = (("size", 0), ("spacing", 1e-3), ("direction", 1e-3), ("origin", 1e-1))  # mm
-    for fact, tolerance in facts:
-        got, wanted = (getattr(volume, f"Get{fact.capitalize()}")() for volume in (label, image))
-        if not np.allclose(got, wanted, rtol=0, atol=tolerance):
-            raise Unusable(Problem(path, f"the {fact} {got}", f"{wanted} as its image"))
-    values = sitk.GetArrayViewFromImage(label)
-    refuse_other_labels(path, values, range(len(LABELS)))
-    return volumes.like(image, smallest_type(values))
+    label = volumes.as_raster(volumes.read_volume(path, dimensions=(3,)))
+    refuse_other_grid(path, label, volumes.as_raster(image))
+    refuse_other_labels(path, label.values, range(len(LABELS)))
+    return volumes.like(image, smallest_type(label.values))
 
 
 def _turned(image: sitk.Image, code: str) -> sitk.Image:

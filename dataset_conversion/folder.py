@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_semi.dataset_conversion import formats
-from nnunet_semi.dataset_conversion.classes import Classes, Content, decide, inspect
+from nnunet_semi.dataset_conversion.classes import Classes, Content, decide, inspect, refuse_wrong_use
 from nnunet_semi.dataset_conversion.folder_layout import (
     Cases,
     Folders,
@@ -67,8 +67,10 @@ def convert(
         writing: how.
 
     Raises:
+        WrongUse: classes or `ignore` can mean nothing.
         UserError: see `write_dataset`.
     """
+    refuse_wrong_use(classes or (), ignore)
     files = Source(source)
     folders = find_folders(files, {"images": images, "labels": labels, "unlabeled": unlabeled, "test": test})
     planned = _Planner(files, folders, writing).plan(classes, channels, ignore)
@@ -88,6 +90,7 @@ class _Planner:
         files = self.files
         result = Plan(files.root, {}, problems=files.problems, notes=files.notes)
         cases, labels = self._cases()
+        self._leave_out_other_counts(cases)
         paths = [path for group in cases.values() for paths in group.values() for path in paths]
         ending = common_ending(files, paths)
         classes = self._classes(labels, titles, ignore) if labels else Classes({"background": 0, "foreground": 1})
@@ -136,6 +139,16 @@ class _Planner:
         hint = "; if it is unlabeled, put it into another folder, or give --unlabeled the folder of the images"
         pairs = files.pairs(first, labels, folders.images, folders.labels or files.root / "labels", hint)
         return {**cases, LABELED: {case: cases[LABELED][case] for case, _, _ in pairs}}, {c: p for c, _, p in pairs}
+
+    def _leave_out_other_counts(self, cases: dict[str, Cases]) -> None:
+        """Cases with more or fewer images than the first one, a labeled one if there is any, are problems."""
+        counts = [len(paths) for group in cases.values() for paths in group.values()]
+        for group in cases.values():
+            for case, paths in list(group.items()):
+                if len(paths) != counts[0]:
+                    found = f"{len(paths)} image(s) for the case {case}"
+                    self.files.problems.append(Problem(paths[0], found, f"{counts[0]} as the other cases have"))
+                    del group[case]
 
     def _classes(self, labels: dict[str, Path], titles: Sequence[str] | None, ignore: int | None) -> Classes | None:
         """What is in the label files; reads all of them."""
@@ -202,10 +215,10 @@ class Case:
     def __call__(self, *paths: Path) -> Sequence[Output]:
         count = len(self.channels)
         images = [formats.read_image(path) for path in paths[:count]]
-        for path, image, channels in zip(paths, images, self.channels, strict=False):
+        for path, image, channels in zip(paths[:count], images, self.channels, strict=True):
             refuse_other_channels(path, image, channels)
-            refuse_other_grid(path, image, images[0])
-        outputs = [image.output() for image in images]
+            refuse_other_grid(path, image, images[0], "the first channel")
+        outputs = [image.output(images[0]) for image in images]
         if self.labeled:
             outputs.append(self._label(paths[count], images[0]))
         return [*outputs, *_spacings(paths[count + self.labeled :])]
@@ -216,7 +229,7 @@ class Case:
         label = formats.read_label(path)
         refuse_other_grid(path, label, image)
         values = self.classes.apply(path, label.values)
-        same_format = path.name.lower().endswith(self.ending)
+        same_format = path.name.lower().endswith(self.ending) and not label.differs(image, exactly=True)
         as_is = label.as_is and same_format and not self.classes.changes and label.values.dtype.kind in "ui"
         return None if as_is else image.encode(values)
 

@@ -34,7 +34,7 @@ def verify(folder: Path, num_processes: int) -> list[str]:
             f"nnU-Net's integrity check refuses the dataset ({'; '.join([*errors[:3], *last])}); nothing was written: "
             "correct the source, or look for yourself at what --no-verify writes"
         )
-    warnings = [line.strip() for line in done.stdout.splitlines() if line.startswith("Warning")]
+    warnings = [line.strip() for line in done.stdout.splitlines() if line.upper().startswith("WARNING")]
     if not warnings:
         return []
     return [f"nnU-Net's integrity check warns {len(warnings)} times, first: {warnings[0]}"]

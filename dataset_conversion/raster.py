@@ -24,6 +24,8 @@ class Raster:
         as_is: whether nnU-Net reads the same from the bytes of the file.
         encode: makes the output for other values on this grid.
         spacing: of the pixels, in the order of the file; empty where the format has none.
+        direction: of the axes, row by row; empty where the format has none.
+        origin: where the first pixel lies; empty where the format has none.
         palette: whether the values are indices into a palette, as in VOC.
     """
 
@@ -32,6 +34,8 @@ class Raster:
     as_is: bool
     encode: Callable[[np.ndarray], Output]
     spacing: tuple[float, ...] = ()
+    direction: tuple[float, ...] = ()
+    origin: tuple[float, ...] = ()
     palette: bool = False
 
     @property
@@ -39,9 +43,26 @@ class Raster:
         """Rows and columns, or slices, rows and columns."""
         return self.values.shape[:-1] if self.channels > 1 else self.values.shape
 
-    def output(self) -> Output:
-        """What leaves these values in the dataset."""
-        return None if self.as_is else self.encode(self.values)
+    def output(self, image: Raster | None = None) -> Output:
+        """What leaves these values in the dataset, with the geometry of another image on their grid if one is given."""
+        on = image or self
+        return None if self.as_is and not self.differs(on, exactly=True) else on.encode(self.values)
+
+    def differs(self, image: Raster, exactly: bool = False) -> str:
+        """What is not as in an image, "spacing", "direction" or "origin"; "" for nothing, or where a format has none.
+
+        Args:
+            image: on the same grid but for that.
+            exactly: as nnU-Net compares; otherwise rounding is passed over, and less than a quarter of a pixel.
+        """
+        pixel = min(image.spacing, default=0)
+        slack = {"spacing": (1e-3, 0), "direction": (0, 1e-3), "origin": (0, pixel / 4)}  # relative, absolute
+        for fact, (relative, absolute) in slack.items():
+            got, wanted = getattr(self, fact), getattr(image, fact)
+            rtol, atol = (1e-5, 1e-8) if exactly else (relative, absolute)
+            if got and wanted and not (len(got) == len(wanted) and np.allclose(got, wanted, rtol, atol)):
+                return fact
+        return ""
 
 
 def refuse_other_channels(path: Path, raster: Raster, expected: int) -> None:
@@ -52,13 +73,15 @@ def refuse_other_channels(path: Path, raster: Raster, expected: int) -> None:
         raise Unusable(Problem(path, got, wanted))
 
 
-def refuse_other_grid(path: Path, label: Raster, image: Raster) -> None:
-    """Raises `Unusable` where a label map does not lie on the grid of its image."""
-    if label.shape != image.shape:
-        raise Unusable(Problem(path, f"the shape {label.shape}", f"{image.shape} as its image"))
-    same_spacing = len(label.spacing) == len(image.spacing) and np.allclose(label.spacing, image.spacing)
-    if label.spacing and image.spacing and not same_spacing:
-        raise Unusable(Problem(path, f"the spacing {label.spacing}", f"{image.spacing} as its image"))
+def refuse_other_grid(path: Path, raster: Raster, image: Raster, whose: str = "its image") -> None:
+    """Raises `Unusable` where a label map, or another channel, does not lie on the grid of an image."""
+    if raster.shape != image.shape:
+        raise Unusable(Problem(path, f"the shape {raster.shape}", f"{image.shape} as {whose}"))
+    fact = raster.differs(image)
+    if fact:
+        got, wanted = getattr(raster, fact), getattr(image, fact)
+        remedy = "resample it onto that grid, or give it that header if its voxels fit and only its own is wrong"
+        raise Unusable(Problem(path, f"the {fact} {got}", f"{wanted} as {whose}; {remedy}"))
 
 
 def label_values(path: Path, values: np.ndarray) -> list[int]:

@@ -115,9 +115,14 @@ def _steps(found: dict[str, Path], dataset: Path, problems: list[Problem]) -> li
             problems.append(Problem(path, f"a case that {dataset.name} does not have", "a prediction for one of its"))
             continue
         try:
-            geometry = Geometry.from_json(known[0], raw.load_json(known[0]))
+            geometry, *others = [Geometry.from_json(sidecar, raw.load_json(sidecar)) for sidecar in known]
         except Unusable as refusal:
             problems.append(refusal.problem)
+            continue
+        if any(other != geometry for other in others):
+            where = " and ".join(sidecar.parent.name for sidecar in known)
+            expected = "one image of this name; convert the source again, which gives each a name of its own"
+            problems.append(Problem(path, f"the name of several images, on other grids (in {where})", expected))
         else:
             steps.append(Step(((path, f"restored/{geometry.file}"),), Back(geometry)))
     return steps

@@ -23,13 +23,18 @@ def read_image(path: Path) -> Raster:
     Raises:
         Unusable: unreadable or truncated, not 2 or 3 dimensions, several values per voxel, or NaN.
     """
-    image = read_volume(path)
-    values = sitk.GetArrayViewFromImage(image)
-    refuse_undefined(path, values)
-    return Raster(values, 1, True, lambda other: volume(like(image, other)), image.GetSpacing())
+    raster = as_raster(read_volume(path))
+    refuse_undefined(path, raster.values)
+    return raster
 
 
 read_label = read_image
+
+
+def as_raster(image: sitk.Image) -> Raster:
+    """A volume with its geometry; its values are not copied."""
+    geometry = image.GetSpacing(), image.GetDirection(), image.GetOrigin()
+    return Raster(sitk.GetArrayViewFromImage(image), 1, True, lambda other: volume(like(image, other)), *geometry)
 
 
 def read_volume(path: Path, dimensions: tuple[int, ...] = (2, 3)) -> sitk.Image:

@@ -18,11 +18,14 @@ TYPES = {
     "MET_SHORT": "i2",
     "MET_UINT": "u4",
     "MET_INT": "i4",
+    "MET_ULONG_LONG": "u8",
+    "MET_LONG_LONG": "i8",
     "MET_FLOAT": "f4",
     "MET_DOUBLE": "f8",
 }
 CHUNK = 1 << 20
 LONGEST_HEADER = 1 << 16
+TRUE = ("T", "t", "1")  # what ITK takes for true begins with one of these
 
 
 @dataclass(frozen=True)
@@ -84,18 +87,21 @@ def _understand(path: Path, fields: dict[str, str], offset: int) -> Header:
     if fields["ElementDataFile"].upper() != "LOCAL":
         found = f"a header that points to other files ({fields['ElementDataFile']})"
         raise Unusable(Problem(path, found, "ElementDataFile = LOCAL: the data in the same file"))
+    kind = fields.get("ElementType", "")
+    if kind not in TYPES:
+        found = f"the ElementType {kind}" if kind else "no ElementType"
+        raise Unusable(Problem(path, found, f"one of {', '.join(TYPES)}: write it again as such"))
     try:
         size = tuple(int(number) for number in fields["DimSize"].split())
         channels = int(fields.get("ElementNumberOfChannels", "1"))
-        dtype = np.dtype(TYPES[fields["ElementType"]])
         if len(size) != int(fields["NDims"]) or min(*size, channels) < 1:
             raise ValueError(f"DimSize = {fields['DimSize']}")
     except (KeyError, ValueError) as error:
         found = f"a header that cannot be understood ({error})"
-        raise Unusable(Problem(path, found, "NDims, DimSize and a known ElementType")) from error
+        raise Unusable(Problem(path, found, "numbers in NDims, DimSize and ElementNumberOfChannels")) from error
     most_significant_first = fields.get("BinaryDataByteOrderMSB", fields.get("ElementByteOrderMSB", "False"))
-    dtype = dtype.newbyteorder(">" if most_significant_first == "True" else "<")
-    return Header(path, offset, size, channels, dtype, fields.get("CompressedData", "False") == "True")
+    dtype = np.dtype(TYPES[kind]).newbyteorder(">" if most_significant_first.startswith(TRUE) else "<")
+    return Header(path, offset, size, channels, dtype, fields.get("CompressedData", "False").startswith(TRUE))
 
 
 def refuse_incomplete(header: Header) -> None:

@@ -128,7 +128,7 @@ BROKEN: dict[tuple[str, str], tuple[Callable[[Path], Any], tuple[str, ...]]] = {
     ("flare22", "a missing label"): (lambda r: (r / ORGANS).unlink(), (CT, "no label for it")),
     ("flare22", "a label of another size"): (
         volume_with(ORGANS, blob((6, 8, 8), 13)),
-        (ORGANS, "the size (8, 8, 6)", "(7, 8, 6) as its image"),
+        (ORGANS, "the shape (6, 8, 8)", "(6, 8, 7) as its image"),
     ),
     ("flare22", "a label of another spacing"): (
         volume_with(ORGANS, blob((6, 8, 7), 13), spacing=(1, 1, 2)),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,101 @@ def test_names_of_classes_and_channels_must_be_as_many_as_there_are(tmp_path: Pa
         convert(source, channels=["a", "b"])
 
 
+# --- black and white masks in shades of grey ---
+
+
+def shaded(kind: str) -> np.ndarray:
+    """A white disc that went through JPEG, or whose edge is smooth."""
+    y, x = np.mgrid[:64, :64]
+    far = np.hypot(y - 30, x - 33)
+    if kind == "smooth":
+        return (np.clip(20.5 - far, 0, 1) * 255).astype(np.uint8)
+    if kind == "resized":
+        small = Image.fromarray((far < 20).astype(np.uint8) * 255)
+        return np.asarray(small.resize((256, 256), Image.Resampling.BILINEAR))
+    file = BytesIO()
+    Image.fromarray(((far < 20) if kind == "JPEG" else abs(far - 20) < 1.5).astype(np.uint8) * 255).save(file, "JPEG")
+    return np.asarray(Image.open(file))
+
+
+def make_shaded(root: Path, mask: np.ndarray) -> Path:
+    write_png(root / "images/a.png", random_image(0, *mask.shape))
+    write_png(root / "labels/a.png", mask)
+    return root
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "thin lines in JPEG", "smooth", "resized"])
+def test_black_and_white_masks_in_shades_of_grey_are_refused(kind: str, tmp_path: Path) -> None:
+    source = make_shaded(tmp_path / "source", shaded(kind))
+    for classes in (None, ["tumour"]):
+        with pytest.raises(SourceProblems, match="threshold masks in shades of grey first"):
+            convert(source, classes=classes)
+
+
+def test_shades_can_be_insisted_on_as_classes(tmp_path: Path) -> None:
+    mask = shaded("smooth")
+    values = [str(value) for value in np.unique(mask)[1:]]
+    done = convert(make_shaded(tmp_path / "source", mask), classes=[f"v{value}" for value in values])
+    assert len(description_of(done)["labels"]) == len(values) + 1
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        range(120),  # organs
+        (0, 50, 100, 200),
+        (0, 100, 255),
+        (0, 85, 170, 255),
+        (0, 50, 100, 150, 200, 255),
+        (0, 7, 11, 21, 26, 33, 255),  # Cityscapes
+        (0, 1, 60, 181, 255),  # COCO-Stuff
+        (0, 30, 60, 90, 120, 150, 180, 210, 240),
+    ],
+)
+def test_values_of_real_label_maps_are_no_shades(values: Sequence[int], tmp_path: Path) -> None:
+    mask = np.array(values, np.uint8)[np.arange(64 * 64).reshape(64, 64) % len(values)]
+    done = convert(make_shaded(tmp_path / "source", mask))
+    assert len(description_of(done)["labels"]) == len(values)
+
+
+def test_the_numbers_of_freesurfer_are_no_shades(tmp_path: Path) -> None:
+    mask = np.array([0, 2, 3, 4, 10, 17, 41, 42, 77], np.uint8)[np.arange(64 * 64).reshape(64, 64) % 9]
+    mask[30, 20:25] = range(251, 256)  # the corpus callosum
+    assert len(description_of(convert(make_shaded(tmp_path / "source", mask)))["labels"]) == 14
+
+
+# --- what cannot be meant ---
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"ignore": 0}, "got --ignore 0, but 0 is the background"),
+        ({"classes": ["a", "a"]}, "got --classes with a more than once"),
+        ({"classes": ["background", "a"]}, "got --classes with background; expected the other classes only"),
+        ({"classes": ["a", "Ignore"]}, "--ignore names the value of pixels that nobody has labeled"),
+    ],
+)
+def test_classes_and_ignore_that_mean_nothing_are_wrong_use(options: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(WrongUse, match=said):
+        convert(make(tmp_path / "source"), **options)
+
+
+def test_a_value_to_ignore_has_to_be_in_a_mask(tmp_path: Path) -> None:
+    source = make(tmp_path / "source")
+    with pytest.raises(SourceProblems, match="got --ignore 255, but 1, 2 in the masks; expected a value that occurs"):
+        convert(source, ignore=255)
+    assert description_of(convert(source, ignore=2))["labels"] == {"background": 0, "foreground": 1, "ignore": 2}
+
+
 # --- LabelMe ---
+
+
+def test_labelme_has_a_label_of_its_own_for_what_is_ignored(tmp_path: Path) -> None:
+    write_png(tmp_path / "source/a.png", random_image(0, *RGB))
+    write_labelme(tmp_path / "source/a.json", [outline("a", 1, 5)])
+    with pytest.raises(SourceProblems, match="--ignore 255 and files of LabelMe; expected shapes with the label __ign"):
+        convert(tmp_path / "source", ignore=255)
 
 
 def outline(label: str, left: int, right: int) -> dict[str, Any]:

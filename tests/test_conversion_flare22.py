@@ -86,6 +86,14 @@ def test_test_cases_with_the_names_of_labeled_ones_get_a_prefix_so_that_restore_
     assert json.loads((folder / "geometryTs/T_train_001.json").read_text())["file"] == "train_001.nii.gz"
 
 
+def test_test_cases_with_the_names_of_unlabeled_ones_get_a_prefix_too(tmp_path: Path) -> None:
+    source = make_flare(tmp_path / "source", "seed 1", count=1)
+    (source / "test_image/test_001_0000.nii.gz").rename(source / "test_image/case_001_0000.nii.gz")
+    folder = convert(source)
+    assert (folder / "geometryUn/case_001.json").is_file()
+    assert json.loads((folder / "geometryTs/T_case_001.json").read_text())["file"] == "case_001.nii.gz"
+
+
 def test_dataset_json_has_the_organs_in_the_order_of_the_challenge(tmp_path: Path) -> None:
     description = json.loads((convert(make_flare(tmp_path / "source")) / "dataset.json").read_text())
     names = [name for name, _ in sorted(description["labels"].items(), key=lambda item: item[1])]

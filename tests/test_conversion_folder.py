@@ -107,11 +107,19 @@ def test_volumes_keep_their_bytes_and_their_ending(ending: str, tmp_path: Path) 
 
 def test_labels_of_another_format_are_written_in_that_of_the_images(tmp_path: Path) -> None:
     write_volume(tmp_path / "source/images/v.mha", body(0), spacing=(1, 2, 3), origin=(5, 6, 7))
-    write_volume(tmp_path / "source/labels/v.nrrd", blob((6, 8, 7), 2).astype(np.float32), spacing=(1, 2, 3))
+    values = blob((6, 8, 7), 2).astype(np.float32)
+    write_volume(tmp_path / "source/labels/v.nrrd", values, spacing=(1, 2, 3), origin=(5, 6, 7))
     done = convert(tmp_path / "source")
     values, image = volume_of(done.folder / "labelsTr/v.mha")
     np.testing.assert_array_equal(values, blob((6, 8, 7), 2))
     assert values.dtype == np.uint8 and image.GetOrigin() == (5, 6, 7)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint64])
+def test_volumes_with_64_bits_are_read_by_nnunet(kind: type, tmp_path: Path) -> None:
+    write_volume(tmp_path / "source/images/v.mha", body(0).astype(kind))
+    write_volume(tmp_path / "source/labels/v.mha", blob((6, 8, 7), 2).astype(kind))
+    check_integrity(convert(tmp_path / "source").folder)
 
 
 def test_two_dimensional_images_with_a_spacing_stay_so(tmp_path: Path) -> None:

@@ -131,6 +131,20 @@ def test_unlabeled_cases_get_their_own_names_back(tmp_path: Path) -> None:
     assert done.files == ["train_001.nii.gz"]
 
 
+def test_a_name_of_two_images_on_other_grids_is_refused(tmp_path: Path) -> None:
+    folder = convert(make_flare(tmp_path / "source", count=1))
+    predictions_of(folder, tmp_path)
+    known = json.loads((folder / "geometryTs/FLARETs_0001.json").read_text())
+    other = folder / "geometryUn/FLARETs_0001.json"
+    other.write_text(json.dumps(known))
+    assert restore(tmp_path / "predictions", 22, tmp_path / "restored", num_processes=1, progress=False).files
+    other.write_text(json.dumps(known | {"flipped": [True, False, False]}))
+    with pytest.raises(SourceProblems) as refusal:
+        restore(tmp_path / "predictions", 22, tmp_path / "again", num_processes=1, progress=False)
+    assert "FLARETs_0001.nii.gz: got the name of several images" in str(refusal.value)
+    assert "(in geometryTs and geometryUn)" in str(refusal.value)
+
+
 def spoil(what: str, folder: Path, predictions: Path) -> None:
     """Breaks the prediction or the geometry of FLARETs_0001."""
     path, sidecar = predictions / "FLARETs_0001.nii.gz", folder / "geometryTs/FLARETs_0001.json"

@@ -225,7 +225,7 @@ def test_a_dataset_that_nnunet_refuses_is_not_left_behind(source: Path, monkeypa
 
 
 def test_warnings_of_nnunet_are_passed_on(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(integrity, "CODE", "print('Warning: Origin mismatch'); print('Warning: again')")
+    monkeypatch.setattr(integrity, "CODE", "print('Warning: Origin mismatch'); print('WARNING! again')")
     assert convert(source, verify=True).notes == [
         "nnU-Net's integrity check warns 2 times, first: Warning: Origin mismatch"
     ]
