@@ -91,6 +91,14 @@ def check_prediction(trainer: Any) -> None:
     assert label.shape == (1, 32, 32) and label.max() <= 2
 
 
+def test_methods_with_a_threshold_wait_until_every_class_is_learned(tiny_2d: Path) -> None:
+    assert [cls for cls in METHODS if cls.wait_for_classes] == METHODS[:4]
+    trainer = make_trainer(nnUNetTrainerUniMatchV2, tiny_2d, **SHORT, wait_for_classes=True)
+    curves = train(trainer)["logging"]
+    learned = curves["semi_learned"]
+    assert curves["semi_weight"] == [0.0, pytest.approx(trainer.unsupervised_weight * learned[0])]
+
+
 @every_method
 def test_a_stopped_training_ends_as_the_unbroken_one_and_stock_nnunet_predicts_with_it(
     cls: type, tiny_2d: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -25,6 +25,7 @@ class nnUNetTrainerFixMatch(nnUNetTrainerSemi):
     As in the authors' code for medical images, the unsupervised loss is Dice alone, background included, and voxels
     that do not count are left out of numerator and denominator; L_x is (CE + Dice) / 2 there and CE + Dice here, hence
     the 2. Their factor of a half before it all is left out: nnU-Net's learning rate is made for the whole of L_x.
+    Unlike theirs, pseudo labels wait until every class is learned (`wait_for_classes`).
 
     Attributes:
         threshold: τ, the least confidence of a voxel that counts.
@@ -33,6 +34,7 @@ class nnUNetTrainerFixMatch(nnUNetTrainerSemi):
 
     unsupervised_weight = 2.0
     ramp_length = 0.0
+    wait_for_classes = True
     pseudo_weight_ce = 0.0
     pseudo_dice_background = True
     threshold: float = 0.95
