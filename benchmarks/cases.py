@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,8 +80,9 @@ def split_cases(protocol: Mapping[str, Any], task: Task, labeled: int | str, tes
     Args:
         labeled: the first so many cases or patients that may be labeled have labels, the other training cases none;
             or `ALL`.
-        test: 'development' scores on the cases in development_test. 'tuning' never looks at them: it scores on the
-            last training cases that are not labeled at any labeled count, and takes them out of the training cases.
+        test: 'development' scores on the cases in development_test. 'tuning' never looks at them: it scores on
+            training cases that are not labeled at any labeled count, and takes them out of the training cases. They
+            are spread evenly over the list, since neighbours in it are alike: ACDC's is in the order of the diseases.
 
     Raises:
         WrongUse: more labeled ones are asked for than the protocol lists.
@@ -89,11 +90,16 @@ def split_cases(protocol: Mapping[str, Any], task: Task, labeled: int | str, tes
     candidates = protocol[task.labeled]
     training = protocol["train"] if "train" in protocol else [*candidates, *protocol["unlabeled"]]
 
-    def of(owners: list[str]) -> tuple[str, ...]:
-        return tuple(c for owner in owners for c in training if (c.split("_")[0] if task.patients else c) == owner)
+    def owner_of(case: str) -> str:
+        return case.split("_")[0] if task.patients else case
 
-    held_out = tuple(case for case in training if case not in of(candidates))[-task.tuning :]
+    def of(owners: Sequence[str]) -> tuple[str, ...]:
+        return tuple(case for owner in owners for case in training if owner_of(case) == owner)
+
     if test == "tuning":
+        owners = list(dict.fromkeys(owner_of(case) for case in training if owner_of(case) not in candidates))
+        count = max(1, round(task.tuning * len(owners) / len(of(owners))))
+        held_out = of([owners[(2 * number + 1) * len(owners) // (2 * count)] for number in range(count)])
         training = [case for case in training if case not in held_out]
     else:
         held_out = tuple(protocol["development_test"])

@@ -52,9 +52,11 @@ def test_labeled_patients_bring_all_their_cases_in_the_order_of_the_protocol() -
 
 def test_tuning_cases_leave_the_training_and_the_test_cases_stay_unseen() -> None:
     tuning = split_cases(PATIENTS, replace(ACDC, tuning=4), 1, "tuning")
-    assert tuning.test == tuple(CASES[16:20])
-    assert tuning.unlabeled == tuple(CASES[:6] + CASES[8:16])
-    assert split_cases(PATIENTS, replace(ACDC, tuning=4), ALL, "tuning").labeled == tuple(CASES[:16])
+    held_out = (*CASES[8:10], *CASES[16:18])  # p4 and p8: the third and the seventh of eight
+    assert tuning.test == held_out
+    rest = tuple(case for case in CASES[:20] if case not in held_out)
+    assert tuning.unlabeled == tuple(case for case in rest if not case.startswith("p3_"))
+    assert split_cases(PATIENTS, replace(ACDC, tuning=4), ALL, "tuning").labeled == rest
 
 
 @pytest.mark.parametrize("count", [0, 3])
@@ -85,7 +87,14 @@ def test_the_labels_of_the_real_protocols_are_used_in_their_order() -> None:
     la, acdc = (read_protocol(DATA, TASKS[name]) for name in ("la2d", "acdc2d"))
     assert list(split_cases(la, TASKS["la2d"], 8).labeled) == la["labeled_8"]
     assert acdc["labeled_7_patients"][:3] == acdc["labeled_3_patients"]
-    assert split_cases(la, TASKS["la2d"], 2, "tuning").test == tuple(la["unlabeled"][-12:])
+
+
+@needs_data
+def test_tuning_cases_of_acdc_are_of_every_disease() -> None:
+    """Its patients 1 to 100 are numbered by disease, twenty each; those of one are no measure for the others."""
+    acdc = read_protocol(DATA, ACDC)
+    patients = {int(case[7:10]) for case in split_cases(acdc, ACDC, 1, "tuning").test}
+    assert {(number - 1) // 20 for number in patients} == {0, 1, 2, 3, 4}
 
 
 def test_every_task_count_and_test_has_a_dataset_id_of_its_own() -> None:
