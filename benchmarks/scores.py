@@ -51,13 +51,19 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--task", choices=TASKS, required=True)
     parser.add_argument("--work", type=Path, required=True, help="folder for datasets, models, logs and tables")
     parser.add_argument("--labeled", type=int, default=2, metavar="N", help="cases (acdc2d: patients)")
-    parser.add_argument("--unlabeled", type=int, default=20, metavar="N", help="cases that belong")
-    parser.add_argument("--planted", type=int, default=3, metavar="N", help="bad cases of each of the four kinds")
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--iterations", type=int, default=50, help="per epoch")
     parser.add_argument("--width", type=int, default=8, help="channels of the first stage of the network")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--mirroring", action="store_true", help="predict with nnU-Net's mirrored copies")
+    return parser
+
+
+def arguments_with_planted(description: str) -> argparse.ArgumentParser:
+    """The command line of a benchmark with bad cases planted."""
+    parser = arguments(description)
+    parser.add_argument("--unlabeled", type=int, default=20, metavar="N", help="cases that belong")
+    parser.add_argument("--planted", type=int, default=3, metavar="N", help="bad cases of each of the four kinds")
     return parser
 
 
@@ -138,7 +144,7 @@ def roc_auc(good: Sequence[float], bad: Sequence[float]) -> float:
 
 def main() -> int:
     """Does it all, and prints the table in Markdown; gives the exit code, as the commands of nnunet_semi do."""
-    args = arguments(__doc__).parse_args()
+    args = arguments_with_planted(__doc__).parse_args()
     try:
         results = list(measure(Benchmark(args)))
     except UserError as problem:

@@ -20,7 +20,7 @@ from nnunet_semi.errors import UserError
 from nnunet_semi.unlabeled.selection import SELECTION
 from planted import PREFIX
 from runs import mean_dice
-from scores import CPS, Benchmark, arguments, write_table
+from scores import CPS, Benchmark, arguments_with_planted, write_table
 
 ALL, SELECTED, BELONGING = KINDS = ("all", "selected", "those that belong")  # trained in fold 0, 1 and 2
 
@@ -75,7 +75,7 @@ class Selections(Benchmark):
 
 def main() -> int:
     """Does it all, and prints the table in Markdown; gives the exit code, as the commands of nnunet_semi do."""
-    parser = arguments(__doc__)
+    parser = arguments_with_planted(__doc__)
     parser.add_argument("--by", default="networks", help="the estimator of the scores")
     parser.add_argument("--top", type=float, default=0.5, metavar="SHARE", help="of the cases that is selected")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], metavar="S")

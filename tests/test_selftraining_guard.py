@@ -12,19 +12,14 @@ from typing import Any
 
 import pytest
 
+from test_workers import is_alive
+
 CHILD = "import os, time\nopen({path!r} + str(os.getpid()), 'w').close()\ntime.sleep(300)"
 PARENT = """
 import subprocess, sys
 from nnunet_semi.selftraining.guard import guarded
 sys.exit(subprocess.call(guarded([sys.executable, "-c", {child!r}])))
 """
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:
