@@ -55,6 +55,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--iterations", type=int, default=50, help="per epoch")
     parser.add_argument("--width", type=int, default=8, help="channels of the first stage of the network")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--ending", default="", help="of the name of every trainer, such as _nomirror")
     parser.add_argument("--mirroring", action="store_true", help="predict with nnU-Net's mirrored copies")
     return parser
 
@@ -92,7 +93,7 @@ class Benchmark:
 
     def trainer(self, name: str) -> str:
         """The trainer with its length. If the name has no seed, one is drawn, so that the folds differ."""
-        return f"{name}_{self.args.epochs}epochs_{self.args.iterations}iters"
+        return f"{name}{self.args.ending}_{self.args.epochs}epochs_{self.args.iterations}iters"
 
     def model(self, trainer: str) -> Path:
         """The folder of a model."""

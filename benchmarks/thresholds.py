@@ -93,7 +93,7 @@ def main() -> int:
     args = arguments(__doc__).parse_args()
     task = TASKS[args.task]
     preparation = Preparation(args.data, args.work, task, TESTS[0], args.width, task.batch_size)
-    options = Options(args.epochs, args.iterations, args.device, None, False, args.mirroring)
+    options = Options(args.epochs, args.iterations, args.device, None, False, args.mirroring, args.ending)
     try:
         model = train(preparation, options, args.labeled)
         with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net prints while it loads and preprocesses
