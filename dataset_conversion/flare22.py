@@ -11,9 +11,9 @@ import SimpleITK as sitk
 
 from nnunet_semi.dataset_conversion import volumes
 from nnunet_semi.dataset_conversion.body import around, body_box
-from nnunet_semi.dataset_conversion.geometry import ORIENTATION, Geometry, axes_to, header_of, orientation
 from nnunet_semi.dataset_conversion.plan import LABELED, TEST, UNLABELED, Output, Plan, case_name, describe
 from nnunet_semi.dataset_conversion.raster import refuse_other_grid, refuse_other_labels, smallest_type
+from nnunet_semi.dataset_conversion.reorientation import ORIENTATION, Reorientation, axes_to, header_of, orientation
 from nnunet_semi.dataset_conversion.sources import Source
 from nnunet_semi.dataset_conversion.writing import DEFAULT, Conversion, Writing, write_dataset
 from nnunet_semi.labelmaps.damage import refuse_undefined
@@ -155,7 +155,7 @@ class Volume:
         image, labels = _turned(image, code), [_turned(label, code) for label in labels]
         start, box = self._box(image, labels)
         axes, flipped = axes_to(code)
-        geometry = Geometry(self.prediction, size, axes, flipped, start, box, header_of(image_path))
+        geometry = Reorientation(self.prediction, size, axes, flipped, start, box, header_of(image_path))
         as_is = code == ORIENTATION and box == size
         outputs: list[Output] = []
         for path, part in zip((image_path, *others), (image, *labels), strict=False):

@@ -13,10 +13,10 @@ import SimpleITK as sitk
 
 from nnunet_semi import raw
 from nnunet_semi.dataset_conversion import volumes
-from nnunet_semi.dataset_conversion.geometry import Geometry
 from nnunet_semi.dataset_conversion.performing import perform
 from nnunet_semi.dataset_conversion.plan import LABELED, TEST, UNLABELED, Output, SourceProblems, Step
 from nnunet_semi.dataset_conversion.raster import label_values, smallest_type
+from nnunet_semi.dataset_conversion.reorientation import Reorientation
 from nnunet_semi.dataset_conversion.sources import Source
 from nnunet_semi.dataset_conversion.writing import to_stderr
 from nnunet_semi.errors import Problem, Unusable, UserError, WrongUse
@@ -115,7 +115,7 @@ def _steps(found: dict[str, Path], dataset: Path, problems: list[Problem]) -> li
             problems.append(Problem(path, f"a case that {dataset.name} does not have", "a prediction for one of its"))
             continue
         try:
-            geometry, *others = [Geometry.from_json(sidecar, raw.load_json(sidecar)) for sidecar in known]
+            geometry, *others = [Reorientation.from_json(sidecar, raw.load_json(sidecar)) for sidecar in known]
         except Unusable as refusal:
             problems.append(refusal.problem)
             continue
@@ -132,7 +132,7 @@ def _steps(found: dict[str, Path], dataset: Path, problems: list[Problem]) -> li
 class Back:
     """The way of one prediction."""
 
-    geometry: Geometry
+    geometry: Reorientation
 
     def __call__(self, path: Path) -> Sequence[Output]:
         image = volumes.read_volume(path, dimensions=(3,))

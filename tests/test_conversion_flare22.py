@@ -27,7 +27,7 @@ from conversion_sources import (
 )
 from nnunet_semi.dataset_conversion import flare22
 from nnunet_semi.dataset_conversion.body import body_box
-from nnunet_semi.dataset_conversion.geometry import axes_to, orientation
+from nnunet_semi.dataset_conversion.reorientation import axes_to, orientation
 from nnunet_semi.dataset_conversion.restore import restore
 
 IDENTITY = tuple(np.eye(3).ravel())

@@ -19,7 +19,7 @@ OPPOSITE = {"L": "R", "R": "L", "P": "A", "A": "P", "S": "I", "I": "S"}
 
 
 @dataclass(frozen=True)
-class Geometry:
+class Reorientation:
     """How the grid of a NIfTI file became that of a volume in a dataset; lists are in the order x, y, z.
 
     Attributes:
@@ -45,7 +45,7 @@ class Geometry:
         return asdict(self)
 
     @staticmethod
-    def from_json(path: Path, content: dict[str, Any]) -> Geometry:
+    def from_json(path: Path, content: dict[str, Any]) -> Reorientation:
         """What `as_json` gave.
 
         Raises:
@@ -53,7 +53,7 @@ class Geometry:
         """
         try:
             fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
-            geometry = Geometry(**fields)
+            geometry = Reorientation(**fields)
             geometry.back(np.zeros(geometry.box, np.uint8))
             geometry.nifti_header()
         except Exception as error:
