@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from cases import TASKS, read_protocol, split_cases  # noqa: E402
 from nnunet_semi.filtering.table import Row  # noqa: E402
 from planted import KINDS, PREFIX, PlantedPreparation, emptiest_corner  # noqa: E402
-from scores import measured, roc_auc  # noqa: E402
+from scores import Benchmark, arguments_with_planted, measured, roc_auc  # noqa: E402
 from thresholds import Histogram  # noqa: E402
 
 DATA = ROOT.parent / "shared" / "data"
@@ -52,6 +52,13 @@ def test_planted_cases_are_made_of_cases_that_are_not_used_otherwise(tmp_path: P
     assert preparation.dataset(2) == "Dataset722_la_2_planted"
     bad = dict(preparation._bad_cases(split))
     assert list(bad) == [f"{PREFIX}{kind}_0" for kind in KINDS]
+
+
+@needs_data
+def test_the_models_of_the_benchmark_have_the_ending_in_their_names(tmp_path: Path) -> None:
+    line = ["--data", str(DATA), "--task", "la2d", "--work", str(tmp_path), "--ending", "_nomirror"]
+    model = Benchmark(arguments_with_planted("").parse_args(line)).model("nnUNetTrainerCPS")
+    assert model.name == "nnUNetTrainerCPS_nomirror_15epochs_50iters__nnUNetPlans__2d_w8_b8"
 
 
 def test_kept_right_and_reached_are_shares_of_the_pseudo_label_and_of_the_class() -> None:
