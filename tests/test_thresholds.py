@@ -53,6 +53,23 @@ def test_a_rare_unsure_class_takes_part_where_a_fixed_threshold_starves_it():
     assert class_shares(label, 3, fixed)[0] == class_shares(label, 3, adaptive)[0]
 
 
+@pytest.mark.parametrize("regions", [False, True])
+def test_an_overflow_changes_no_threshold(regions):
+    """In half precision a logit can be infinite; nnU-Net's gradient scaler then leaves the step out."""
+    logits = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    thresholds = ClassThresholds(3, regions)
+    thresholds.update(*pseudo_label(logits, regions))
+    before = thresholds.thresholds
+    overflown = logits.clone()
+    overflown[0, 1, 2, 2] = math.nan if regions else math.inf
+    label, confidence = pseudo_label(overflown, regions)
+    assert confidence.isnan().any()
+    thresholds.update(label, confidence)
+    changed = thresholds.thresholds != before
+    assert thresholds.thresholds.isfinite().all() and not changed[1] and not changed[-1]
+    assert thresholds(*pseudo_label(logits, regions)).any()
+
+
 def test_a_class_that_was_never_seen_has_the_highest_threshold_and_a_class_that_is_absent_keeps_its_own():
     thresholds = ClassThresholds(3)
     thresholds.update(*voxels((0, 0.9), (1, 0.6)))

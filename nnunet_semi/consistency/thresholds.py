@@ -20,7 +20,8 @@ class ClassThresholds(nn.Module):
     probability of c over all, which would only tell how common a class is; and the global part stays at τ instead
     of following the mean confidence, which lets most voxels in while the network still knows nothing. As there, a(c)
     is updated with a decay of .999, and as in `MovingAverage` evenly at first. A batch without a class changes
-    nothing for it, and a class that was never seen counts as fully sure: its threshold is the highest.
+    nothing for it, nor does one in which its confidence is not finite, as after an overflow of half precision. A class
+    that was never seen counts as fully sure: its threshold is the highest.
 
     With regions, c runs over the regions and, as the last, over what lies outside of each.
 
@@ -63,8 +64,9 @@ class ClassThresholds(nn.Module):
         total, voxels = sums
         decay = (1 - 1 / (self.updates + 1)).clamp(max=self.decay)
         updated = decay * self.confidence + (1 - decay) * total / voxels.clamp(min=1)
-        self.confidence.copy_(torch.where(voxels > 0, updated, self.confidence))
-        self.updates += (voxels > 0).float()
+        found = (voxels > 0) & total.isfinite()
+        self.confidence.copy_(torch.where(found, updated, self.confidence))
+        self.updates += found.float()
 
     @torch.no_grad()
     def forward(self, label: Tensor, confidence: Tensor) -> Tensor:
