@@ -37,6 +37,7 @@ from nnunet_semi.storage import atomic_path, remove_unfinished
 from nnunet_semi.versions import version_of
 
 CHECKPOINT_KEY = "nnunet_semi"
+GRAPHS = 32  # of one compiled function, at least
 INITIALISATION, EPOCH, TRAINING, VALIDATION = range(4)
 
 
@@ -149,8 +150,10 @@ class PluginTrainer(nnUNetTrainer):
                 "`nnunet_semi doctor` says what is missing, `export nnUNet_compile=f` silences this line"
             )
         # A few batch sizes take turns. From the second one on torch would make graphs for any size, which its compiler
-        # optimises less: convolutions keep their slow memory layout.
+        # optimises less: convolutions keep their slow memory layout. nnU-Net's loss then needs a graph for each
+        # resolution of deep supervision, with gradient and without, which can be more than the 8 that torch allows.
         torch._dynamo.config.automatic_dynamic_shapes = False
+        torch._dynamo.config.cache_size_limit = max(GRAPHS, torch._dynamo.config.cache_size_limit)
         return problem is None
 
     _told_not_compiled = False

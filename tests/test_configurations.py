@@ -207,8 +207,9 @@ def test_compiled_graphs_are_made_for_fixed_sizes(tiny_2d: Path, cls: type, monk
     torch._dynamo.reset()
     monkeypatch.setattr(nnUNetTrainer, "_do_i_compile", lambda trainer: True)
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
-    with torch._dynamo.config.patch(automatic_dynamic_shapes=True):
+    with torch._dynamo.config.patch(automatic_dynamic_shapes=True, cache_size_limit=8):
         train(make_trainer(cls, tiny_2d, **SHORT))
+        assert torch._dynamo.config.cache_size_limit == 32  # nnU-Net's loss needs more than 8 graphs
     torch._dynamo.reset()
     assert len(graphs) >= 2
     assert all(isinstance(size, int) for sizes in graphs for size in sizes)
