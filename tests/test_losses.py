@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+from scipy import ndimage
 from torch.nn import functional
 
 from nnunet_semi.consistency.losses import PseudoLabelLoss, downsample, mean_squared_difference
@@ -204,6 +207,26 @@ def test_largest_component_of_each_class_stays():
     assert torch.equal(kept[1], label[1])
     regions = largest_components(torch.cat([label == 1, label == 2], 1), 2)
     assert torch.equal(regions, torch.cat([kept == 1, kept == 2], 1))
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_largest_components_are_those_of_the_definition(classes):
+    """In 3D, with touching classes, classes that are absent and components that lie in each other's boxes."""
+    generator = torch.Generator().manual_seed(classes)
+    label = torch.randint(0, classes, (2, 1, 9, 10, 11), generator=generator) * (
+        torch.rand(2, 1, 9, 10, 11, generator=generator) < 0.15
+    )
+    label[1][label[1] == 1] = 0
+    expected = torch.zeros_like(label)
+    for sample, index in itertools.product(range(2), range(1, classes)):
+        components, count = ndimage.label((label[sample, 0] == index).numpy(), np.ones((3, 3, 3)))
+        if count:
+            largest = max(range(1, count + 1), key=lambda component: (components == component).sum())
+            expected[sample, 0][torch.from_numpy(components == largest)] = index
+    assert torch.equal(largest_components(label, classes), expected)
+    regions = torch.cat([label == index for index in range(1, classes)], 1)
+    wanted = torch.cat([expected == index for index in range(1, classes)], 1)
+    assert torch.equal(largest_components(regions, classes - 1), wanted)
 
 
 @pytest.mark.parametrize("dimension", [2, 3])

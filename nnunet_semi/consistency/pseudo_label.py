@@ -56,17 +56,20 @@ def largest_components(label: Tensor, num_outputs: int) -> Tensor:
     """
     kept = label.cpu().clone()
     if label.dtype == torch.bool:
-        for plane in kept.flatten(0, 1):
-            plane &= _largest(plane)
+        for region in kept.flatten(0, 1).numpy():
+            for box in ndimage.find_objects(region.astype(np.uint8)):
+                region[box] &= _largest(region[box])
     else:
-        for sample in kept[:, 0]:
-            for index in range(1, num_outputs):
-                inside = sample == index
-                sample[inside & ~_largest(inside)] = 0
+        for sample in kept[:, 0].numpy():
+            boxes = ndimage.find_objects(sample, num_outputs - 1)
+            for index, box in enumerate(boxes, 1):
+                if box is not None:
+                    inside = sample[box] == index
+                    sample[box][inside & ~_largest(inside)] = 0
     return kept.to(label.device)
 
 
-def _largest(inside: Tensor) -> Tensor:
-    components, _ = ndimage.label(inside.numpy(), ndimage.generate_binary_structure(inside.ndim, inside.ndim))
-    sizes = np.bincount(components.ravel())[1:]
-    return torch.from_numpy(components == 1 + sizes.argmax()) if len(sizes) else torch.zeros_like(inside)
+def _largest(inside: np.ndarray) -> np.ndarray:
+    """The largest component of a mask that is not empty."""
+    components, _ = ndimage.label(inside, ndimage.generate_binary_structure(inside.ndim, inside.ndim))
+    return components == 1 + np.bincount(components.ravel())[1:].argmax()
