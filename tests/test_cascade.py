@@ -16,6 +16,7 @@ import pytest
 import torch
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.experiment_planning import plan_and_preprocess_api as nnunet
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_semi.errors import EnvironmentNotReady
 from nnunet_semi.randomness import seed_everything
@@ -75,6 +76,18 @@ def test_validation_predicts_all_cases_for_the_next_stage(first_stage: Any) -> N
         prediction = blosc2.open(str(folder / f"{SECOND}_unlabeled_fold_all" / f"{case}.b2nd"))[:]
         assert prediction.shape == (32, 48, 48)  # of the next stage
         assert set(np.unique(prediction)) <= {0, 1, 2}
+
+
+def test_unlabeled_cases_of_the_next_stage_are_preprocessed_before_the_validation(
+    first_stage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the processes that have no metrics to compute would wait for the first one, and give up."""
+    order: list[str] = []
+    monkeypatch.setattr(nnUNetTrainer, "perform_actual_validation", lambda *_: order.append("validation"))
+    monkeypatch.setattr(first_stage, "_unlabeled_index", lambda stage: order.append(f"preprocess {stage}"))
+    monkeypatch.setattr(first_stage, "_predict_unlabeled_for", lambda stage: order.append(f"predict {stage}"))
+    first_stage.perform_actual_validation()
+    assert order == [f"preprocess {SECOND}", "validation", f"predict {SECOND}"]
 
 
 def test_what_another_network_predicted_is_predicted_again(first_stage: Any) -> None:

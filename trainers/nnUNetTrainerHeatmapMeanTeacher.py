@@ -44,8 +44,9 @@ class nnUNetTrainerHeatmapMeanTeacher(nnUNetTrainerTeacher, nnUNetTrainerHeatmap
         """None: that fewer landmarks count in some epoch does not say that they are being unlearned."""
         return []
 
-    def predict_for_next_stages(self) -> None:
-        """Nothing: landmarks have no cascade."""
+    def stages_to_predict_for(self) -> list[str]:
+        """None: landmarks have no cascade."""
+        return []
 
     def training_stream(self, labeled: nnUNetDataLoader) -> TwoStreams:
         """Labeled images with their points beside unlabeled ones."""

@@ -292,7 +292,10 @@ class nnUNetTrainerSemi(PluginTrainer):
             if self.is_ddp:
                 batch_size = max(1, batch_size // dist.get_world_size())
         if batch_size == 1 and getattr(self, "cutmix_p", 0) > 0:
-            self.print_to_log_file("warning: with one unlabeled patch per process, CutMix has no other to paste from")
+            self.print_to_log_file(
+                "warning: with one unlabeled patch per process, CutMix has no other to paste from; set "
+                "unlabeled_batch_size in a subclass to at least two for each process"
+            )
         return TwoStreams(labeled, unlabeled_loader(labeled, self.unlabeled_cases, batch_size))
 
     def unlabeled_dataset(self) -> nnUNetBaseDataset:
@@ -326,14 +329,17 @@ class nnUNetTrainerSemi(PluginTrainer):
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """nnU-Net's final validation; before a cascade's next stage, its input for the unlabeled cases too."""
+        stages = self.stages_to_predict_for()
+        for stage in stages:  # now: after the validation the other processes would wait while the first still scores
+            self._unlabeled_index(stage)
         super().perform_actual_validation(save_probabilities)
-        self.predict_for_next_stages()
+        for stage in stages:
+            self._predict_unlabeled_for(stage)
 
-    def predict_for_next_stages(self) -> None:
-        """Predict the unlabeled cases for every stage that takes the predictions of this one as input. A hook."""
-        for stage in self.configuration_manager.next_stage_names or []:
-            if stage in self.plans_manager.available_configurations:
-                self._predict_unlabeled_for(stage)
+    def stages_to_predict_for(self) -> list[str]:
+        """Every stage that takes the predictions of this one as input, for unlabeled cases too. A hook."""
+        planned = self.plans_manager.available_configurations
+        return [stage for stage in self.configuration_manager.next_stage_names or [] if stage in planned]
 
     def _predict_unlabeled_for(self, stage: str) -> None:
         cases = self.unlabeled_dataset()
