@@ -99,6 +99,26 @@ def test_methods_with_a_threshold_wait_until_every_class_is_learned(tiny_2d: Pat
     assert curves["semi_weight"] == [0.0, pytest.approx(trainer.unsupervised_weight * learned[0])]
 
 
+@pytest.mark.parametrize(
+    ("cls", "attributes", "said"),
+    [
+        (nnUNetTrainerUniMatch, {"unlabeled_batch_size": 1}, "one unlabeled patch per process, CutMix has no other"),
+        (nnUNetTrainerBCP, {"batch_size": 1}, "one labeled patch per process, BCP's pretraining"),
+        (nnUNetTrainerBCP, {"unlabeled_batch_size": 1}, ""),
+    ],
+)
+def test_a_batch_with_nothing_to_paste_from_is_told(
+    cls: type, attributes: Mapping[str, Any], said: str, tiny_2d: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    trainer = make_trainer(cls, tiny_2d, **attributes)
+    trainer.initialize()
+    with mock.patch.object(trainer, "print_to_log_file") as log:
+        trainer.get_dataloaders()
+    warnings = [call.args[0] for call in log.call_args_list if call.args[0].startswith("warning")]
+    assert len(warnings) == bool(said) and said in "".join(warnings)
+
+
 @every_method
 def test_a_stopped_training_ends_as_the_unbroken_one_and_stock_nnunet_predicts_with_it(
     cls: type, tiny_2d: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from torch import Tensor
 
 from nnunet_semi.consistency.pseudo_label import largest_components, pseudo_label
@@ -13,6 +14,7 @@ from nnunet_semi.perturbation.cutmix import box_mask, fixed_boxes, paste
 from nnunet_semi.perturbation.intensity import IntensityPerturbation
 from nnunet_semi.trainers.nnUNetTrainerSemi import Losses, finest, split_like
 from nnunet_semi.trainers.nnUNetTrainerTeacher import nnUNetTrainerTeacher
+from nnunet_semi.unlabeled.streams import TwoStreams
 
 
 class nnUNetTrainerBCP(nnUNetTrainerTeacher):
@@ -43,6 +45,15 @@ class nnUNetTrainerBCP(nnUNetTrainerTeacher):
     box_side: float = 2 / 3
     largest_component: bool = False
     curve_names: Sequence[str] = ("semi_confidence",)
+
+    def training_stream(self, labeled: nnUNetDataLoader) -> TwoStreams:
+        """Both streams; one labeled patch has no other to be pasted into, which is said."""
+        if self.batch_size == 1 and self.pretraining > 0:
+            self.print_to_log_file(
+                "warning: with one labeled patch per process, BCP's pretraining pastes a patch into itself; choose "
+                "plans with a larger batch size, or pretraining = 0 in a subclass"
+            )
+        return super().training_stream(labeled)
 
     def losses(self, labeled: Tensor, target: Any, unlabeled: Tensor) -> Losses:
         """The losses of mixed patches on the voxels of labeled, and on those of unlabeled ones."""

@@ -59,9 +59,10 @@ class FeatureDropout:
     def complementary(self, count: int) -> tuple[Masks, Masks]:
         """Masks m1 = 2 · Bernoulli(.5) and m2 = 2 - m1 for two views of the same samples (UniMatch V2, 2024).
 
-        A random half of the samples, rounded down, keeps m1 = m2 = 1 at all stages.
+        A random half of the samples keeps m1 = m2 = 1 at all stages; of an odd number, one more every other time.
         """
-        kept = torch.randperm(count, device=self.device)[: count // 2]
+        odd_one = count % 2 and int(torch.rand(()) < 0.5)
+        kept = torch.randperm(count, device=self.device)[: count // 2 + odd_one]
         first = [2 * self._kept(count, channels, 0.5) for channels in self.channels]
         for mask in first:
             mask[kept] = 1
