@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import pytest
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnunet_semi.errors import EnvironmentNotReady, UserError
+from nnunet_semi.locks import locked
 from nnunet_semi.unlabeled import case as case_module
 from nnunet_semi.unlabeled import update
 from nnunet_semi.unlabeled.index import FILES_OF_A_CASE, UnlabeledIndex
@@ -92,6 +94,44 @@ def test_preprocessed_cases_serve_without_raw_images(
     assert flat.start_training().good == flat.start_training(rank=1).good == CASES
     assert flat.state() == before
     assert len([line for line in flat.log if "the 4 cases in" in line and "without a look" in line]) == 2
+
+
+def test_links_into_an_archive_that_is_not_mounted_take_no_preprocessed_case_away(flat: Dataset) -> None:
+    archive = flat.raw.parent / "archive"
+    flat.images.rename(archive)
+    flat.images.mkdir()
+    for file in archive.iterdir():
+        (flat.images / file.name).symlink_to(file)
+    flat.run()
+    before = flat.state()
+    archive.rename(archive.with_name("unmounted"))
+    assert flat.start_training().good == flat.start_training(rank=1).good == CASES
+    assert flat.run().unchanged == len(CASES)
+    assert flat.state() == before
+    [first, second] = [line for line in flat.log if "out of reach: un_000, un_001" in line]
+    assert first == second and first.startswith("4 unlabeled cases stay as they are")
+
+
+def test_a_training_where_a_part_of_the_images_is_leaves_the_other_cases_alone(flat: Dataset) -> None:
+    flat.run()
+    before = flat.state()
+    (flat.images / "un_001_0000.png").unlink()
+    assert flat.start_training().good == [case for case in CASES if case != "un_001"]
+    assert flat.state() == before
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_has_a_file_for_one(
+    flat: Dataset, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    assert flat.start_training().good == CASES
+    assert not Path(f"{flat.folder()}.locked").exists()
+    with locked(flat.preprocessed / "a.lock") as mine, locked(flat.preprocessed / "a.lock") as other:
+        assert mine and other
 
 
 def test_without_raw_images_and_without_cases_the_reason_is_told(

@@ -16,11 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from nnunet_semi.errors import UserError
 from nnunet_semi.filtering.table import Row, work_folder
 from nnunet_semi.fingerprint import fingerprint
+from nnunet_semi.locks import locked
 from nnunet_semi.raw import load_json
 from nnunet_semi.storage import write_json
 
@@ -80,19 +79,12 @@ class Parts:
             UserError: another process does.
         """
         path = self.folder / f"part_{part_id}_of_{num_parts}.jsonl"
-        lock = FileLock(self.folder / f".{path.stem}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(
-                f"another process is working on {path}; wait for it, or split the work with -num_parts and -part_id"
-            ) from None
-        except NotImplementedError:  # a file system without locks
-            pass
-        try:
+        with locked(self.folder / f".{path.stem}.lock") as mine:
+            if not mine:
+                raise UserError(
+                    f"another process is working on {path}; wait for it, or split the work with -num_parts and -part_id"
+                )
             yield path
-        finally:
-            lock.release()
 
     def append(self, path: Path, row: Row, image: str) -> None:
         """Notes a case at once, as a line of the file of a part."""

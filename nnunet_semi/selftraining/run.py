@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from nnunet_semi import raw
 from nnunet_semi.demo.commands import run_command
 from nnunet_semi.demo.progress import TrainingProgress
 from nnunet_semi.errors import UserError
+from nnunet_semi.locks import locked
 from nnunet_semi.selftraining.branch import reserve
 from nnunet_semi.selftraining.checks import LOCK, check, choose_numbers, refuse_datasets, run_folder
 from nnunet_semi.selftraining.folder import RunFolder
@@ -156,14 +155,13 @@ def selftrain(
         _show_plan(run, steps, report)
         return None
     path.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(str(path / LOCK), timeout=0):
-            for target in branches:
-                reserve(name, target)
-            run.write()
-            return _run(run, steps, dataset_json, device, report)
-    except Timeout:
-        raise UserError(f"another self-training is at work in {path}; wait for it, or choose another folder") from None
+    with locked(path / LOCK) as mine:
+        if not mine:
+            raise UserError(f"another self-training is at work in {path}; wait for it, or choose another folder")
+        for target in branches:
+            reserve(name, target)
+        run.write()
+        return _run(run, steps, dataset_json, device, report)
 
 
 def _new(path: Path, settings: Settings, number: int | None, splits: int) -> RunFolder:

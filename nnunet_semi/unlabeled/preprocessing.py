@@ -170,7 +170,8 @@ def ensure_preprocessed(
         index = _without_raw_images(recipe, error, log)
     else:
         if rank == 0:
-            index, _ = update(recipe, cases, num_processes=num_processes, skip_bad=None, retry_bad=False, log=log)
+            choices: dict[str, Any] = {"skip_bad": None, "retry_bad": False, "remove_gone": False}
+            index, _ = update(recipe, cases, num_processes=num_processes, log=log, **choices)
         else:
             index = watch(recipe, cases)
         index.keep_only(cases)

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from nnunet_semi.errors import UserError
+from nnunet_semi.locks import knows_no_locks
 from nnunet_semi.pool import Progress, Task, WorkersDied, number_of_processes, run_tasks
 from nnunet_semi.raw import name_some
 from nnunet_semi.unlabeled.case import CasePreprocessor, Recipe
@@ -34,10 +35,12 @@ def update(
     retry_bad: bool,
     log: Log,
     progress: bool = True,
+    remove_gone: bool = True,
 ) -> tuple[UnlabeledIndex, Counter[str]]:
     """Preprocesses what is new or changed, and removes what has no raw files any more.
 
-    Where nothing is to be done, nothing is written, so that the folder may be read-only.
+    Where nothing is to be done, nothing is written, so that the folder may be read-only. A case whose raw files are
+    named but cannot be looked at, as links into an archive that is not mounted, stays as it was made.
 
     Args:
         recipe: how and where to.
@@ -47,6 +50,7 @@ def update(
         retry_bad: whether a case that was bad is tried again though its files are the same.
         log: takes sentences about what is going on.
         progress: whether to show it.
+        remove_gone: False leaves cases alone that have no raw files; a machine may hold a part of them only.
 
     Returns:
         The index, and how many cases were found `good`, found `bad` and `removed` in this run.
@@ -58,7 +62,10 @@ def update(
     index = UnlabeledIndex.load(recipe.index_path)
     sources = describe(cases)
     chosen = skip_bad in (None, index.skip_bad)
-    if chosen and index.cases.keys() <= cases.keys() and not outstanding(index, recipe, sources, retry_bad):
+    if unseen := [case for case, files in sources.items() if _is_out_of_reach(index.cases.get(case), files)]:
+        log(f"{len(unseen)} unlabeled cases stay as they are, since their images are out of reach: {name_some(unseen)}")
+    gone = index.cases.keys() - cases.keys() if remove_gone else set()
+    if chosen and not gone and not outstanding(index, recipe, sources, retry_bad):
         return index, Counter()
     try:
         with exclusive(recipe, log):
@@ -66,7 +73,8 @@ def update(
             choice = index.skip_bad if skip_bad is None else skip_bad
             index.note(choice)
             try:
-                counts = _work(index, recipe, cases, sources, workers, retry_bad, log, progress)
+                gone &= index.cases.keys()
+                counts = _work(index, recipe, cases, sources, gone, workers, retry_bad, log, progress)
             except BaseException as error:
                 with suppress(OSError):
                     index.note(choice, failure=str(error) or type(error).__name__)
@@ -127,7 +135,7 @@ def outstanding(index: UnlabeledIndex, recipe: Recipe, sources: Sources, retry_b
         known = index.cases.get(case)
         if known is None:
             reasons[case] = "new"
-        elif known.sources != files:
+        elif known.sources != files and not _is_out_of_reach(known, files):
             reasons[case] = "changed"
         elif known.settings != recipe.settings:
             reasons[case] = "made with other plans"
@@ -138,11 +146,17 @@ def outstanding(index: UnlabeledIndex, recipe: Recipe, sources: Sources, retry_b
     return reasons
 
 
+def _is_out_of_reach(known: UnlabeledCase | None, files: Sequence[Source]) -> bool:
+    """Whether a good case's raw files are there by name only, so that nothing says that it has changed."""
+    return known is not None and known.error is None and any(size < 0 for _, size, _ in files)
+
+
 def _work(
     index: UnlabeledIndex,
     recipe: Recipe,
     cases: RawCases,
     sources: Sources,
+    gone: Collection[str],
     workers: int,
     retry_bad: bool,
     log: Log,
@@ -152,7 +166,6 @@ def _work(
     for folder in recipe.dataset_folder.iterdir():
         if folder.name.startswith(_scratch_prefix(recipe)):  # left by a run that was killed
             shutil.rmtree(folder, ignore_errors=True)
-    gone = index.cases.keys() - cases.keys()
     for case in gone:
         index.remove(case)
     todo = outstanding(index, recipe, sources, retry_bad)
@@ -213,21 +226,25 @@ def _scratch(recipe: Recipe) -> Iterator[Path]:
 def exclusive(recipe: Recipe, log: Log, interval: float = 1.0) -> Iterator[None]:
     """Keeps two runs, such as the trainings of two folds, from preprocessing the same cases; the second one waits.
 
-    The lock is the operating system's where the file system knows locks, so that a killed run holds none.
+    The lock is the operating system's where the file system has locks, so that a killed run holds none.
     """
-    path = _lock_path(recipe)
-    lock: BaseFileLock = FileLock(path)
+    lock: BaseFileLock = FileLock(_lock_path(recipe))
     told = False
     while not lock.is_locked:
         try:
             lock.acquire(timeout=0)
         except Timeout:
             if not told:
-                log(f"another process is preprocessing the same unlabeled cases; waiting for it ({path})")
+                log(
+                    f"another process is preprocessing the same unlabeled cases; waiting for it (if there is none, as "
+                    f"after a machine went down, delete {lock.lock_file})"
+                )
             told = True
             time.sleep(interval)
-        except NotImplementedError:
-            lock = SoftFileLock(path)
+        except (NotImplementedError, OSError) as error:
+            if isinstance(lock, SoftFileLock) or not knows_no_locks(error):
+                raise
+            lock = SoftFileLock(_marker_path(recipe))
     try:
         yield
     finally:
@@ -238,6 +255,11 @@ def _lock_path(recipe: Recipe) -> str:
     return str(recipe.folder.with_name(f"{recipe.folder.name}.lock"))
 
 
+def _marker_path(recipe: Recipe) -> str:
+    """Of the file that stands for the lock where the file system has none."""
+    return f"{_lock_path(recipe)}ed"
+
+
 def _is_held(recipe: Recipe) -> bool:
     try:
         with FileLock(_lock_path(recipe), timeout=0):
@@ -245,4 +267,4 @@ def _is_held(recipe: Recipe) -> bool:
     except Timeout:
         return True
     except (NotImplementedError, OSError):
-        return Path(_lock_path(recipe)).exists()
+        return Path(_marker_path(recipe)).exists()

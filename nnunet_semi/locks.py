@@ -1,0 +1,39 @@
+"""Locks of files, which the operating system lets go of when their holder dies."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from filelock import FileLock, Timeout
+
+NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+
+
+def knows_no_locks(error: Exception) -> bool:
+    """Whether an error says that the file system has no locks, as network file systems without a lock service."""
+    return isinstance(error, NotImplementedError) or (isinstance(error, OSError) and error.errno in NO_LOCKS)
+
+
+@contextmanager
+def locked(path: str | os.PathLike[str]) -> Iterator[bool]:
+    """Gives whether this process alone holds the lock now; True, too, where the file system has no locks.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    except (NotImplementedError, OSError) as error:
+        if not knows_no_locks(error):
+            raise
+    try:
+        yield True
+    finally:
+        lock.release()
