@@ -228,6 +228,23 @@ def labeled_cases(folder: Path, dataset_json: dict[str, Any]) -> set[str]:
     return {name[: -len(ending) - 5] for name in os.listdir(folder / "imagesTr") if name.endswith(ending)}
 
 
+def require_labeled_cases(name: str, dataset_json: dict[str, Any]) -> list[str]:
+    """The labeled cases of a dataset by name, sorted.
+
+    Raises:
+        EnvironmentNotReady: there are none; where nnU-Net's preprocessed data is used without the raw one, they are
+            not known.
+    """
+    folder = dataset_folder(RAW, name)
+    labeled = sorted(labeled_cases(folder, dataset_json))
+    if not labeled:
+        raise EnvironmentNotReady(
+            f"{folder / 'imagesTr'} holds no labeled case; self-training has to tell them from pseudo-labeled ones, so "
+            "bring the labeled images there (their names are enough)"
+        )
+    return labeled
+
+
 def unlabeled_cases(
     folder: Path, dataset_json: dict[str, Any], log: Callable[[str], None] = lambda sentence: None
 ) -> dict[str, list[str]]:

@@ -413,6 +413,20 @@ def test_what_is_wrong_is_a_sentence(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("take_away", [shutil.rmtree, lambda folder: [file.unlink() for file in folder.iterdir()]])
+def test_labeled_cases_that_are_not_at_hand_are_not_taken_for_none(
+    own: Callable[..., Dataset], take_away: Callable[[Path], Any]
+) -> None:
+    dataset = own()
+    dataset.make("un_001")
+    before = sorted(dataset.preprocessed().rglob("*"))
+    take_away(dataset.raw(BASE) / "imagesTr")
+    for command in (lambda: branch(1, NUMBER + 1), lambda: pseudo_cases(NUMBER, "2d", num_processes=1, progress=False)):
+        with pytest.raises(EnvironmentNotReady, match="imagesTr holds no labeled case"):
+            command()
+    assert sorted(dataset.preprocessed().rglob("*")) == before
+
+
 def test_images_need_a_selection_of_cases_that_are_there(own: Callable[..., Dataset]) -> None:
     dataset = own()
     branch(1, NUMBER)

@@ -163,7 +163,7 @@ def labeled_splits(base: str, dataset_json: dict[str, Any]) -> list[dict[str, li
     itself, its pseudo-labeled cases are left out.
     """
     file = raw.nnunet_folder(raw.PREPROCESSED) / base / SPLITS
-    labeled = sorted(raw.labeled_cases(raw.dataset_folder(raw.RAW, base), dataset_json))
+    labeled = raw.require_labeled_cases(base, dataset_json)
     own = set(labeled)
     folds = [
         {"train": [case for case in fold["train"] if case in own], "val": list(fold["val"])}

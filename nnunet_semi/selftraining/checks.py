@@ -37,7 +37,7 @@ def check(settings: Settings, plans: dict[str, Any], dataset_json: dict[str, Any
     folder = raw.dataset_folder(raw.RAW, settings.dataset)
     raw.unlabeled_cases(folder, dataset_json)
     raw.nnunet_folder(raw.RESULTS)
-    labeled = sorted(raw.labeled_cases(folder, dataset_json))
+    labeled = raw.require_labeled_cases(settings.dataset, dataset_json)
     splits = len(folds_of(raw.nnunet_folder(raw.PREPROCESSED) / settings.dataset / SPLITS, labeled))
     if settings.fold != "all" and int(settings.fold) >= splits:
         raise WrongUse(

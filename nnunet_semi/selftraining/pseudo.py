@@ -145,7 +145,7 @@ def pseudo_cases(
             f"{target} does not exist; preprocess the original of this branch with `nnUNetv2_preprocess`, then branch "
             "it again"
         )
-    labeled = sorted(raw.labeled_cases(folder, dataset_json))
+    labeled = raw.require_labeled_cases(name, dataset_json)
     _forget_others(target, {*labeled, *cases})
     outdated = [case for case in cases.values() if not _is_done(target, case)]
     scratch = Path(tempfile.mkdtemp(prefix=f".{identifier}_pseudo_", dir=preprocessed))
