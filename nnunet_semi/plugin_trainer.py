@@ -305,6 +305,8 @@ class PluginTrainer(nnUNetTrainer):
         super().load_checkpoint(filename_or_checkpoint)
         checkpoint = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False)
         self.load_extra_state(checkpoint.get(CHECKPOINT_KEY, {}))
+        # nnU-Net loads onto the device, where Adam would ask for its step counters at every step
+        self.optimizer.load_state_dict(checkpoint["optimizer_state"])
         # nnU-Net writes checkpoint_latest before it notes that its epoch was the best one so far
         self._best_ema = max(self.logger.get_value("ema_fg_dice", step=None), default=None)
         self.print_to_log_file(f"restored {filename_or_checkpoint}: epoch {self.current_epoch}, seed {self.seed}")

@@ -101,7 +101,7 @@ def test_flat_heatmaps_give_finite_points_inside() -> None:
 def test_decoding_outputs_a_few_at_a_time_changes_nothing() -> None:
     points = random_points(2, 5, margin=3)
     outputs = torch.cat([torch.zeros(1, 1, *SHAPES[2]), torch.logit(render(points, SHAPES[2], (2, 2)), 1e-6)], 1)[0]
-    one, all_at_once = decode_outputs(outputs, (2, 2), 2), decode_outputs(outputs, (2, 2), 99)
+    one, all_at_once = decode_outputs(outputs, (2, 2), 2), decode_outputs(outputs, (2, 2))
     assert all(torch.equal(a, b) for a, b in zip(one, all_at_once, strict=True))
     assert (one.points - points[0]).norm(dim=-1).max() < 0.5  # the level shifts the logits, which changes the shape
 
@@ -183,3 +183,13 @@ def test_errors_are_in_mm_and_only_where_there_is_a_landmark() -> None:
     assert np.isnan(errors[0, 1:]).all()
     assert mean_error(errors) == errors[0, 0] and np.isnan(mean_error(errors[:, 1:]))
     assert (success_rate(errors, 2.0), success_rate(errors, 0.5)) == (1, 0)
+
+
+def test_an_overflow_counts_as_far_off_and_not_as_missing() -> None:
+    """In half precision an output can be infinite; landmarks that are missing stay so."""
+    points = random_points(2, 3, margin=3)
+    points[0, 2] = torch.nan
+    outputs = torch.full((1, 4, *SHAPES[2]), torch.inf)
+    errors = patch_errors(outputs, points, (2, 2), (1.0, 0.5))
+    diagonal = (SHAPES[2][0] ** 2 + (SHAPES[2][1] / 2) ** 2) ** 0.5
+    torch.testing.assert_close(errors, torch.tensor([[diagonal, diagonal, torch.nan]]), equal_nan=True)

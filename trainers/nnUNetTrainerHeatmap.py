@@ -34,6 +34,7 @@ from nnunet_semi.landmarks.mirroring import landmark_names, mirroring
 from nnunet_semi.landmarks.points import to_raw
 from nnunet_semi.plugin_trainer import PluginTrainer
 
+MEETING = 20  # cases of the validation after which the processes wait for each other, as nnU-Net's do
 WORDS = {"New best EMA pseudo Dice": "New best moving average of -MRE [mm]", "Pseudo dice": "MRE per landmark [mm]"}
 
 
@@ -198,7 +199,10 @@ class nnUNetTrainerHeatmap(PluginTrainer):
         references = landmark_folder(self.plans_manager.dataset_name)
         self._read(dataset)
         predictor = self._predictor()
-        for case in cases[self.local_rank :: dist.get_world_size() if self.is_ddp else 1]:
+        processes = dist.get_world_size() if self.is_ddp else 1
+        for number, case in enumerate(cases[self.local_rank :: processes]):
+            if self.is_ddp and number % MEETING == MEETING - 1 and number < len(cases) // processes:
+                dist.barrier()  # or a process that is ahead waits longer at the end than NCCL allows
             data, _, _, properties = dataset.load_case(case)
             self.print_to_log_file(f"predicting {case}, shape {data.shape}")
             outputs = predictor.predict_sliding_window_return_logits(torch.from_numpy(data[:]))

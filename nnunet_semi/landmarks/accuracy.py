@@ -15,6 +15,8 @@ from nnunet_semi.landmarks.heatmaps import heatmap_logits
 def patch_errors(outputs: Tensor, points: Tensor, sigma: Sequence[float], spacing: Sequence[float]) -> Tensor:
     """Radial errors (B, L) in mm, NaN for landmarks that are missing or outside of the patch.
 
+    Where outputs are not finite, as after an overflow of half precision, the error is the diagonal of the patch.
+
     Args:
         outputs: of the network, (B, 1 + L, *shape).
         points: (B, L, dim) true voxel coordinates in the patch, NaN for missing ones.
@@ -24,8 +26,9 @@ def patch_errors(outputs: Tensor, points: Tensor, sigma: Sequence[float], spacin
     found = decode(heatmap_logits(outputs).sigmoid(), sigma).points
     size = torch.tensor(outputs.shape[2:], device=points.device)
     inside = ((points > -0.5) & (points < size - 0.5)).all(-1)
-    apart = (found - points) * torch.tensor(spacing, dtype=points.dtype, device=points.device)
-    return apart.norm(dim=-1).where(inside, torch.nan)
+    in_mm = torch.tensor(spacing, dtype=points.dtype, device=points.device)
+    errors = ((found - points) * in_mm).norm(dim=-1)
+    return errors.where(errors.isfinite(), (size * in_mm).norm()).where(inside, torch.nan)
 
 
 def mean_error(errors: np.ndarray) -> float:

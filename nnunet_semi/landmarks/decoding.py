@@ -100,26 +100,26 @@ def _fit(values: Tensor, offsets: Tensor, weights: Tensor, peak: Tensor, radius:
         normal = jacobian.transpose(1, 2) @ jacobian
         gradient = (jacobian * (values - model)[..., None]).sum(1)
         damped = normal + eye * (DAMPING * normal.diagonal(dim1=1, dim2=2) + 1e-6)[:, None]
-        step = torch.linalg.solve(damped, gradient)
+        step, _ = torch.linalg.solve_ex(damped, gradient)  # unlike solve, it does not wait for the device
         height = (height + step[:, 0]).clamp(0.1, 2.0)
         centre = (centre + step[:, 1:-1].clamp(-0.5, 0.5)).clamp(-radius, radius)
         log_width = (log_width + step[:, -1].clamp(-0.5, 0.5)).clamp(smallest, largest)
     return centre, log_width.exp()
 
 
-def decode_outputs(outputs: Tensor, sigma: Sequence[float], at_once: int = 8) -> Decoded:
+def decode_outputs(outputs: Tensor, sigma: Sequence[float], voxels_at_once: int = 2**25) -> Decoded:
     """The landmarks of one image from the outputs of nnU-Net's network, a few heatmaps at a time.
 
     Args:
         outputs: (1 + L, *shape), background first, of any float type.
         sigma: as in `decode`.
-        at_once: heatmaps that are held as such.
+        voxels_at_once: of the heatmaps that are held as such, which take 16 bytes for each; at least one map is.
 
     Returns:
         Points (L, dim), peak (L,) and width (L,).
     """
     parts = []
-    for landmarks in outputs[1:].split(at_once):
+    for landmarks in outputs[1:].split(max(1, voxels_at_once // outputs[0].numel())):
         logits = heatmap_logits(torch.cat([outputs[:1], landmarks])[None])
         parts.append(decode(logits.sigmoid(), sigma))
     return Decoded(*(torch.cat(values, 1)[0] for values in zip(*parts, strict=True)))

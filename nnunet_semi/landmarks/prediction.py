@@ -74,6 +74,7 @@ class LandmarkPredictor:
                 allow_tqdm=False,
             )
             self._predictor.initialize_from_trained_model_folder(str(model.folder), model.folds, model.checkpoint)
+        self._predictor.network.to(device)  # moved while predicting, its buffers could not be loaded again
         self.dataset_json: dict[str, Any] = self._predictor.dataset_json
         self.plans, self.configuration = self._predictor.plans_manager, self._predictor.configuration_manager
         self.names = landmark_names(self.dataset_json)
