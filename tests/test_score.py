@@ -19,7 +19,7 @@ from nnunet_semi.cli import main
 from nnunet_semi.errors import EnvironmentNotReady, UserError, WrongUse
 from nnunet_semi.filtering import score as module
 from nnunet_semi.filtering.model import ESTIMATORS, View, Views
-from nnunet_semi.filtering.prediction import CaseScorer
+from nnunet_semi.filtering.prediction import CaseScorer, argmax
 from nnunet_semi.filtering.rules import Rules
 from nnunet_semi.filtering.score import ScoreSummary, score_unlabeled
 from nnunet_semi.filtering.table import read_table, work_folder
@@ -337,6 +337,15 @@ def test_one_network_has_no_second(tiny_2d: Path, table: Path) -> None:
     assert score("checkpoints", table, trainer="nnUNetTrainerKeepCheckpoints").missing == 0
     with pytest.raises(UserError, match="holds one network"):
         score("networks", table.with_name("networks.csv"), trainer="nnUNetTrainerKeepCheckpoints")
+
+
+@pytest.mark.parametrize(("classes", "kind"), [(3, torch.half), (2, torch.float32), (300, torch.half)])
+def test_the_label_map_is_numpys_argmax_of_equals_the_first(classes: int, kind: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randint(-3, 4, (classes, 3, 9, 11), generator=generator).to(kind)
+    untouched = logits.clone()
+    assert np.array_equal(argmax(logits).numpy(), logits.numpy().argmax(0))
+    assert torch.equal(logits, untouched)
 
 
 def test_a_diverged_network_is_told(model: Path, table: Path) -> None:

@@ -93,7 +93,8 @@ class CaseScorer:
 
     def _label_map(self, logits: Tensor) -> LabelMap:
         smallest = np.uint8 if max(self.labels.all_labels) < 256 else np.uint16
-        return np.asarray(self.labels.convert_logits_to_segmentation(logits)).astype(smallest)
+        labels = self.labels.convert_logits_to_segmentation(logits) if self.labels.has_regions else argmax(logits)
+        return np.asarray(labels).astype(smallest, copy=False)
 
     def _row(
         self, case: str, score: float, scores: dict[str, float | None], reference: LabelMap, properties: dict[str, Any]
@@ -102,6 +103,19 @@ class CaseScorer:
         size = voxel_size(properties, configuration.spacing, plans.transpose_forward)
         counts = components(reference, self.classes)
         return Row(case, score, all(counts.values()), scores, volumes(reference, self.classes, size), counts)
+
+
+def argmax(logits: Tensor) -> Tensor:
+    """The class of the largest of logits (K, *shape), the first of equals; uint8 for up to 256 classes, else int16.
+
+    As nnU-Net's argmax, several times faster: it reads each class once, in order, on all of torch's threads.
+    """
+    largest = logits[0].clone()
+    label = torch.zeros(largest.shape, dtype=torch.uint8 if len(logits) <= 256 else torch.int16)
+    for index, plane in enumerate(logits[1:], start=1):
+        label.masked_fill_(plane > largest, index)
+        torch.maximum(largest, plane, out=largest)
+    return label
 
 
 def store_prediction(prediction: LabelMap, folder: Path, case: str) -> None:
