@@ -358,6 +358,26 @@ def test_a_diverged_network_is_told(model: Path, table: Path) -> None:
         score("entropy", table)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_case_whose_outputs_overflow_scores_nothing_and_the_others_go_on(
+    model: Path, table: Path, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in half precision on a GPU; nnU-Net itself raises an error of infinity, and none of NaN."""
+    predict, seen = nnUNetPredictor._internal_maybe_mirror_and_predict, []
+
+    def overflow(self: Any, patch: torch.Tensor) -> torch.Tensor:
+        seen.append(patch)
+        return predict(self, patch) + (value if len(seen) == 1 else 0)
+
+    monkeypatch.setattr(nnUNetPredictor, "_internal_maybe_mirror_and_predict", overflow)
+    log: list[str] = []
+    score("checkpoints", table, log=log.append)
+    rows = {row.case: row for row in read_table(table)}
+    assert rows["un_000"].score == 0 and not rows["un_000"].complete
+    assert len(rows) > 1 and any(row.score > 0 for row in rows.values())
+    assert log[-1] == "warning: NaN or infinity is predicted for 1 cases, which score 0: un_000"
+
+
 @pytest.mark.parametrize(
     ("by", "options", "said"),
     [

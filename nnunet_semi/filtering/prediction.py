@@ -13,7 +13,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager, conve
 from torch import Tensor
 
 from nnunet_semi.errors import UserError
-from nnunet_semi.filtering.estimators import Classes, LabelMap, agreement, certainty
+from nnunet_semi.filtering.estimators import Classes, LabelMap, PerClass, agreement, certainty
 from nnunet_semi.filtering.model import View, Views
 from nnunet_semi.filtering.shape_of_prediction import components, volumes, voxel_size
 from nnunet_semi.filtering.table import Row
@@ -28,8 +28,14 @@ def foreground_classes(label_manager: LabelManager) -> dict[str, tuple[int, ...]
     return {name: (int(value),) for name, value in sorted(named.items(), key=lambda item: item[1]) if int(value)}
 
 
+class NotFinite(Exception):
+    """A network's outputs for one image are NaN or infinite, as after an overflow of half precision."""
+
+
 class CaseScorer:
     """Scores cases one by one; of each, label maps of all views and the logits of one are in memory at once.
+
+    A case for which the outputs are not finite counts as one without a prediction: its score is 0.
 
     Label maps are compared on the grid of the network, that of the preprocessed cases: nothing is resampled, and the
     images that a person looks at lie on the same grid.
@@ -38,12 +44,16 @@ class CaseScorer:
         predictor: of the model.
         views: what is compared.
         cases: the preprocessed unlabeled cases.
+
+    Attributes:
+        not_finite: the cases so far for which outputs were not finite.
     """
 
     def __init__(self, predictor: nnUNetPredictor, views: Views, cases: nnUNetBaseDataset) -> None:
         self.predictor = predictor
         self.views = views
         self.cases = cases
+        self.not_finite: list[str] = []
         self.labels = predictor.label_manager
         self.classes: Classes = foreground_classes(self.labels)
 
@@ -51,9 +61,19 @@ class CaseScorer:
         """The row of the table, and the reference prediction.
 
         Raises:
-            UserError: the network predicts NaN.
+            UserError: weights of the network are not finite.
         """
         image, properties = self._image(case)
+        try:
+            score, scores, reference = self._compared(case, image)
+        except NotFinite:
+            self.not_finite.append(case)
+            score, scores = 0.0, dict.fromkeys(self.classes)
+            reference = np.zeros(tuple(image.shape[1:]), np.uint8)
+        return self._row(case, score, scores, reference, properties), reference
+
+    def _compared(self, case: str, image: Tensor) -> tuple[float, PerClass, LabelMap]:
+        """The score, that of each class, and the reference prediction."""
         members, total = [], None
         for view in self.views.members:
             logits = self._logits(case, image, view)
@@ -67,10 +87,8 @@ class CaseScorer:
             logits = self._logits(case, image, self.views.reference)
         reference = self._label_map(logits)
         if members:
-            score, scores = agreement(members, reference, self.classes)
-        else:
-            score, scores = certainty(logits, reference, self.classes, self.labels.has_regions)
-        return self._row(case, score, scores, reference, properties), reference
+            return *agreement(members, reference, self.classes), reference
+        return *certainty(logits, reference, self.classes, self.labels.has_regions), reference
 
     def _image(self, case: str) -> tuple[Tensor, dict[str, Any]]:
         data, _, previous, properties = self.cases.load_case(case)
@@ -85,11 +103,17 @@ class CaseScorer:
         self.predictor.list_of_parameters = view.weights
         patch_size = self.predictor.configuration_manager.patch_size
         axes = [axis + image.ndim - len(patch_size) for axis in view.axes]  # a 2D patch lies in the last two axes
-        logits = self.predictor.predict_logits_from_preprocessed_data(image.flip(axes))
-        logits = logits.flip(axes) if axes else logits  # a copy, also without axes
-        if torch.isnan(logits).any():
+        try:
+            logits = self.predictor.predict_logits_from_preprocessed_data(image.flip(axes))
+        except RuntimeError as error:
+            if "Encountered inf" in str(error):  # nnU-Net looks for these, and not for NaN
+                raise NotFinite from error
+            raise
+        if not torch.isnan(logits).any():
+            return logits.flip(axes) if axes else logits  # a copy, also without axes
+        if not all(value.isfinite().all() for weights in view.weights for value in weights.values()):
             raise UserError(f"the network predicts NaN for the unlabeled case {case}; train it again, it has diverged")
-        return logits
+        raise NotFinite
 
     def _label_map(self, logits: Tensor) -> LabelMap:
         smallest = np.uint8 if max(self.labels.all_labels) < 256 else np.uint16

@@ -118,6 +118,9 @@ def score_unlabeled(
                 row, prediction = scorer(case)
                 store_prediction(prediction, predictions, case)
                 parts.append(path, row, images[case])
+            if scorer.not_finite:
+                named = raw.name_some(scorer.not_finite)
+                log(f"warning: NaN or infinity is predicted for {len(scorer.not_finite)} cases, which score 0: {named}")
     rows = parts.rows(images)
     if len(rows) == len(images):
         write_table(table, rows.values())
