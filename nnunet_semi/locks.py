@@ -24,16 +24,15 @@ def locked(path: str | os.PathLike[str]) -> Iterator[bool]:
     Raises:
         OSError: the file cannot be made.
     """
-    lock = FileLock(path)
+    lock, mine = FileLock(path), True
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        yield False
-        return
+        mine = False
     except (NotImplementedError, OSError) as error:
         if not knows_no_locks(error):
             raise
     try:
-        yield True
+        yield mine
     finally:
         lock.release()

@@ -235,9 +235,11 @@ def exclusive(recipe: Recipe, log: Log, interval: float = 1.0) -> Iterator[None]
             lock.acquire(timeout=0)
         except Timeout:
             if not told:
+                left = "; if there is none, as after a machine went down, delete that file"
+                hint = left if isinstance(lock, SoftFileLock) else ""  # the other kind ends with its process
                 log(
-                    f"another process is preprocessing the same unlabeled cases; waiting for it (if there is none, as "
-                    f"after a machine went down, delete {lock.lock_file})"
+                    "another process is preprocessing the same unlabeled cases; waiting for it "
+                    f"({lock.lock_file}{hint})"
                 )
             told = True
             time.sleep(interval)
