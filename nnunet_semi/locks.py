@@ -18,15 +18,19 @@ def knows_no_locks(error: Exception) -> bool:
 
 
 @contextmanager
-def locked(path: str | os.PathLike[str]) -> Iterator[bool]:
+def locked(path: str | os.PathLike[str], wait: bool = False) -> Iterator[bool]:
     """Gives whether this process alone holds the lock now; True, too, where the file system has no locks.
+
+    Args:
+        path: of the lock's file, which stays.
+        wait: until nobody else holds it.
 
     Raises:
         OSError: the file cannot be made.
     """
     lock, mine = FileLock(path), True
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=-1 if wait else 0)
     except Timeout:
         mine = False
     except (NotImplementedError, OSError) as error:

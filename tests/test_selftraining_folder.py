@@ -10,15 +10,19 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from begun_selftraining import BASE, SETTINGS, begun
 from begun_selftraining import own as own
 from nnunet_semi.errors import UserError, WrongUse
+from nnunet_semi.selftraining.branch import reserve
+from nnunet_semi.selftraining.checks import IDS_LOCK, LOCK
 from nnunet_semi.selftraining.folder import STATE, RunFolder
 from nnunet_semi.selftraining.plan import BEING_WRITTEN, all_steps, continue_training, remove_half_written
 from nnunet_semi.selftraining.results import (
@@ -31,6 +35,7 @@ from nnunet_semi.selftraining.results import (
     write_results,
 )
 from nnunet_semi.selftraining.run import selftrain
+from processes import wait_for
 
 # --- the folder ---
 
@@ -96,12 +101,37 @@ def test_a_folder_with_something_else_is_refused_and_left_alone(own: Callable[..
 
 
 def test_two_at_a_time_in_a_folder_are_refused(own: Callable[..., Path]) -> None:
-    from filelock import FileLock
-
     root = own()
     (root / "run").mkdir()
-    with FileLock(str(root / "run" / "selftrain.lock")), pytest.raises(UserError, match="another self-training is at"):
+    with FileLock(root / "run" / LOCK), pytest.raises(UserError, match="another self-training is at"):
         selftrain(1, "2d", device="cpu", folder=root / "run")
+
+
+class HasBegun(Exception):
+    """Ends a self-training before its first command."""
+
+
+def test_what_begins_at_once_gets_ids_of_its_own(own: Callable[..., Path]) -> None:
+    """As the folds of a job array: the second one had chosen its ids when the first took them."""
+    root = own()
+
+    def report(line: str) -> None:
+        if line.startswith("self-training in"):
+            raise HasBegun
+
+    def begin() -> None:
+        with pytest.raises(HasBegun):
+            selftrain(1, "2d", fold=1, rounds=2, device="cpu", folder=root / "run", report=report)
+
+    second = Thread(target=begin)
+    with FileLock(root / "nnUNet_raw" / IDS_LOCK):
+        second.start()
+        wait_for((root / "run" / LOCK).exists)
+        reserve(BASE, "Dataset002_Tiny_2d_fold0_round1")
+    second.join(timeout=60)
+    assert json.loads((root / "run" / STATE).read_text())["datasets"] == [3, 4]
+    names = ["Dataset003_Tiny_2d_fold1_round1", "Dataset004_Tiny_2d_fold1_round2"]
+    assert sorted(path.name for path in (root / "nnUNet_raw").glob("Dataset*_fold1_*")) == names
 
 
 # --- what a kill leaves ---

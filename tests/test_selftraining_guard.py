@@ -5,14 +5,11 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from test_workers import is_alive
+from processes import is_alive, wait_for
 
 CHILD = "import os, time\nopen({path!r} + str(os.getpid()), 'w').close()\ntime.sleep(300)"
 PARENT = """
@@ -20,14 +17,6 @@ import subprocess, sys
 from nnunet_semi.selftraining.guard import guarded
 sys.exit(subprocess.call(guarded([sys.executable, "-c", {child!r}])))
 """
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
-    return found
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at processes through /proc")

@@ -16,6 +16,7 @@ import pytest
 
 from nnunet_semi import pool as workers
 from nnunet_semi.pool import Progress, WorkersDied, run_tasks
+from processes import is_alive, wait_for
 
 
 def square(number: int) -> int:
@@ -49,20 +50,6 @@ def spawning(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def tasks(count: int) -> list[tuple[int]]:
     return [(number,) for number in range(count)]
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> bool:
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.05)
-    return condition()
 
 
 def test_one_process_works_here_and_in_order() -> None:
@@ -126,10 +113,10 @@ def test_workers_die_with_their_parent(tmp_path: Path) -> None:
     script.write_text(code)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     parent = subprocess.Popen([sys.executable, str(script)], env=environment)
-    assert wait_for(lambda: len(os.listdir(tmp_path)) == 2)
+    wait_for(lambda: len(os.listdir(tmp_path)) == 2)
     parent.kill()
     parent.wait()
-    assert wait_for(lambda: not any(is_alive(int(pid)) for pid in os.listdir(tmp_path)), 10)
+    wait_for(lambda: not any(is_alive(int(pid)) for pid in os.listdir(tmp_path)), seconds=10)
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks processes up in /proc")
@@ -137,7 +124,7 @@ def test_leaving_early_stops_workers_in_the_middle_of_a_task(
     spawning: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object, **__: object) -> None:
-        assert wait_for(lambda: len(os.listdir(tmp_path)) == 2)
+        wait_for(lambda: len(os.listdir(tmp_path)) == 2)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(workers, "wait", interrupted)

@@ -17,6 +17,7 @@ from nnunet_semi.selftraining.folder import STATE
 from nnunet_semi.selftraining.settings import Settings
 
 LOCK = "selftrain.lock"
+IDS_LOCK = ".nnunet_semi_ids.lock"  # in nnUNet_raw, held while ids are chosen and reserved
 CHECKPOINT = re.compile(r"checkpoint_\w+\.pth")
 
 

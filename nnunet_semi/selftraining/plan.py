@@ -108,7 +108,7 @@ def plans_option(plans: str) -> list[str]:
 def models(run: RunFolder) -> list[Model]:
     """The models of all rounds, in order."""
     settings = run.settings
-    names = [settings.dataset, *(round_dataset(run, number) for number in range(1, settings.rounds + 1))]
+    names = [settings.dataset, *round_datasets(run)]
     folds: list[int | str] = [settings.fold, *[run.fold] * settings.rounds]
     return [
         Model(number, dataset, trainer, fold, settings.configuration, settings.plans)
@@ -116,13 +116,13 @@ def models(run: RunFolder) -> list[Model]:
     ]
 
 
-def round_dataset(run: RunFolder, number: int) -> str:
-    """The dataset of a round from 1 on; configuration and fold are in its name, since each has rounds of its own."""
-    return branch_name(run.numbers[number - 1], short_name(run, number))
+def round_datasets(run: RunFolder) -> list[str]:
+    """The datasets of the rounds from 1 on."""
+    return [branch_name(number, short_name(run, count)) for count, number in enumerate(run.numbers, start=1)]
 
 
 def short_name(run: RunFolder, number: int) -> str:
-    """The part of a round's dataset name after the id."""
+    """The part of a round's dataset name after the id; each configuration and fold has rounds of its own."""
     settings = run.settings
     own = settings.dataset.partition("_")[2]
     return f"{own}_{settings.configuration}_fold{settings.fold}_round{number}"

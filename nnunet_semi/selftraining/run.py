@@ -17,10 +17,10 @@ from nnunet_semi.demo.progress import TrainingProgress
 from nnunet_semi.errors import UserError
 from nnunet_semi.locks import locked
 from nnunet_semi.selftraining.branch import reserve
-from nnunet_semi.selftraining.checks import LOCK, check, choose_numbers, refuse_datasets, run_folder
+from nnunet_semi.selftraining.checks import IDS_LOCK, LOCK, check, choose_numbers, refuse_datasets, run_folder
 from nnunet_semi.selftraining.folder import RunFolder
 from nnunet_semi.selftraining.guard import guarded
-from nnunet_semi.selftraining.plan import Model, Step, all_steps, models, round_dataset
+from nnunet_semi.selftraining.plan import Model, Step, all_steps, models, round_datasets
 from nnunet_semi.selftraining.results import (
     PICTURE,
     RoundResult,
@@ -147,26 +147,34 @@ def selftrain(
     begun = RunFolder.load(path, settings, number)
     splits = check(settings, content, dataset_json)
     run = begun or _new(path, settings, number, splits)
-    branches = [round_dataset(run, round_number) for round_number in range(1, rounds + 1)]
-    refuse_datasets(name, branches, run.exists)
+    refuse_datasets(name, round_datasets(run), run.exists)
     device = device or _choose_device(report)
-    steps = all_steps(run, device)
     if dry_run:
-        _show_plan(run, steps, report)
+        _show_plan(run, all_steps(run, device), report)
         return None
     path.mkdir(parents=True, exist_ok=True)
     with locked(path / LOCK) as mine:
         if not mine:
             raise UserError(f"another self-training is at work in {path}; wait for it, or choose another folder")
-        for target in branches:
-            reserve(name, target)
-        run.write()
-        return _run(run, steps, dataset_json, device, report)
+        run = _begin(run, number, splits)
+        return _run(run, all_steps(run, device), dataset_json, device, report)
 
 
 def _new(path: Path, settings: Settings, number: int | None, splits: int) -> RunFolder:
     fold = splits if settings.fold == "all" else int(settings.fold)  # a branch's last fold is that of all cases
     return RunFolder(path, settings, choose_numbers(settings, number), fold)
+
+
+def _begin(run: RunFolder, number: int | None, splits: int) -> RunFolder:
+    """Keeps the datasets of the rounds; self-trainings of several folds may begin at once, and get ids of their own."""
+    with locked(raw.nnunet_folder(raw.RAW) / IDS_LOCK, wait=True):
+        if not run.exists:
+            run = _new(run.path, run.settings, number, splits)  # ids that were free may be taken by now
+            refuse_datasets(run.settings.dataset, round_datasets(run), begun=False)
+        for target in round_datasets(run):
+            reserve(run.settings.dataset, target)
+        run.write()
+    return run
 
 
 def _choose_device(report: Report) -> str:
