@@ -124,10 +124,23 @@ def test_a_shared_file_is_the_same_file_and_survives_the_first_one(tmp_path: Pat
     assert (tmp_path / "b").read_text() == "content"
 
 
-def test_where_there_are_no_links_files_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError("no links here")
+def refuse(*_: object, **__: object) -> None:
+    raise OSError("no links here")
 
+
+def test_where_hard_links_are_refused_nothing_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As between file systems, and for files of another user."""
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "a").write_text("content")
+    monkeypatch.setattr(os, "link", refuse)
+    share_files(tmp_path / "one", tmp_path / "two")
+    assert (tmp_path / "two" / "a").is_symlink() and (tmp_path / "two" / "a").read_text() == "content"
+    (tmp_path / "one" / "a").rename(tmp_path / "one" / "b")
+    share(tmp_path / "one" / "b", tmp_path / "two" / "a")  # over a link to what is gone
+    assert (tmp_path / "two" / "a").samefile(tmp_path / "one" / "b")
+
+
+def test_where_there_are_no_links_files_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "a").write_text("content")
     monkeypatch.setattr(os, "link", refuse)
@@ -300,6 +313,18 @@ def test_a_pseudo_labeled_case_is_what_nnunet_makes_of_a_labeled_one(
         assert np.array_equal(properties["class_locations"][name], locations)
     file = dataset.preprocessed() / dataset.data / "un_001.b2nd"
     assert file.stat().st_nlink == (3 if reused else 1)  # the original's, the branch's unlabeled and its training case
+
+
+def test_where_hard_links_are_refused_images_are_linked(
+    own: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "link", refuse)
+    dataset = own()
+    dataset.make("un_001")
+    image = dataset.preprocessed() / dataset.data / "un_001.b2nd"
+    assert image.is_symlink()
+    assert image.samefile(dataset.preprocessed(BASE) / f"{dataset.data}_unlabeled" / "un_001.b2nd")
+    assert np.isfinite(dataset.stored("un_001")[0]).all()
 
 
 def test_pseudo_labels_reach_the_training_cases_and_nothing_else(own: Callable[..., Dataset]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 
 from nnunet_semi.storage import atomic_path
@@ -14,18 +13,20 @@ from nnunet_semi.storage import atomic_path
 def share(source: Path, target: Path) -> None:
     """Lets `target` be the file `source` under a second name; does nothing where `target` exists.
 
-    A hard link, which costs no space and stays whole when `source` is deleted or written anew; a copy on a file system
-    that has none, or on another one.
+    A hard link, which costs no space and stays whole when `source` is deleted or written anew. A symbolic link where
+    that is refused: between file systems, or for files of another user. A copy where there is neither.
     """
     if target.exists():
         return
+    real = os.path.realpath(source)
     try:
-        os.link(os.path.realpath(source), target)
+        os.link(real, target)
     except FileExistsError:
         return
     except OSError:
-        with atomic_path(target) as temporary:
-            shutil.copyfile(source, temporary)
+        if not _link(real, target):
+            with atomic_path(target) as temporary:
+                shutil.copyfile(real, temporary)
 
 
 def share_files(source: Path, target: Path, names: Iterable[str] | None = None) -> None:
@@ -40,17 +41,23 @@ def share_files(source: Path, target: Path, names: Iterable[str] | None = None) 
 def point_to(source: Path, target: Path) -> None:
     """Makes `target` a symbolic link to the file or folder `source`; does nothing where `target` is one already.
 
-    Relative, so that it survives when both are moved together. Where there are no symbolic links the files are shared.
+    Where there are no symbolic links the files are shared.
     """
-    if target.exists():
+    if target.exists() or _link(os.path.realpath(source), target):
         return
-    with suppress(FileNotFoundError):
-        target.unlink()  # a link to what is gone
-    real = os.path.realpath(source)
+    if source.is_dir():
+        share_files(source, target)
+    else:
+        share(source, target)
+
+
+def _link(real: str, target: Path) -> bool:
+    """Makes a symbolic link, relative so that it survives when both are moved together; False where it cannot be."""
+    target.unlink(missing_ok=True)  # a link to what is gone
     try:
-        target.symlink_to(os.path.relpath(real, os.path.realpath(target.parent)), target_is_directory=source.is_dir())
+        target.symlink_to(
+            os.path.relpath(real, os.path.realpath(target.parent)), target_is_directory=os.path.isdir(real)
+        )
     except (OSError, ValueError):  # ValueError: another drive
-        if source.is_dir():
-            share_files(source, target)
-        else:
-            share(source, target)
+        return False
+    return True

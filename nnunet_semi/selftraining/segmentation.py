@@ -46,7 +46,7 @@ class PseudoRecipe:
         dataset_json: of the dataset.
         unlabeled: the preprocessed unlabeled cases, whose images are shared; it need not hold all.
         folder: the preprocessed training cases.
-        scratch: a folder on the same file system, where a case lies until it is complete.
+        scratch: a folder beside that one, where a case lies until it is complete.
     """
 
     plans: dict[str, Any]
