@@ -16,6 +16,7 @@ from nnunet_semi import __version__
 from nnunet_semi.cores import usable_cores
 from nnunet_semi.dataset_conversion.plan import Step
 from nnunet_semi.errors import Problem, Unusable, UserError
+from nnunet_semi.log import Log
 from nnunet_semi.pool import Progress, WorkersDied, run_tasks
 from nnunet_semi.raw import name_some
 
@@ -41,7 +42,7 @@ def default_processes() -> int:
     return min(usable_cores(), MOST_PROCESSES)
 
 
-def look(steps: Sequence[Step], num_processes: int | None, log: Callable[[str], None], progress: bool) -> Report:
+def look(steps: Sequence[Step], num_processes: int | None, log: Log, progress: bool) -> Report:
     """Reads all sources and writes nothing."""
     return _perform(steps, None, False, num_processes, Progress(len(steps), "checking", log, progress))
 
@@ -51,7 +52,7 @@ def perform(
     folder: Path,
     link: bool,
     num_processes: int | None,
-    log: Callable[[str], None],
+    log: Log,
     progress: bool,
 ) -> Report:
     """Writes the files of all steps into a folder, those excepted that an earlier run wrote from the same sources.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +18,8 @@ from nnunet_semi.dataset_conversion.plan import LABELED, TEST, UNLABELED, Output
 from nnunet_semi.dataset_conversion.raster import label_values, smallest_type
 from nnunet_semi.dataset_conversion.reorientation import Reorientation
 from nnunet_semi.dataset_conversion.sources import Source
-from nnunet_semi.dataset_conversion.writing import to_stderr
 from nnunet_semi.errors import Problem, Unusable, UserError, WrongUse
+from nnunet_semi.log import Log, to_stderr
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def restore(
     overwrite: bool = False,
     num_processes: int | None = None,
     progress: bool = True,
-    log: Callable[[str], None] = to_stderr,
+    log: Log = to_stderr,
 ) -> Restoration:
     """Undoes reorientation and crop for the predictions of a dataset, and gives them their original names.
 

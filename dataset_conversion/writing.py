@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,14 +18,10 @@ from nnunet_semi.dataset_conversion.performing import JOURNAL, default_processes
 from nnunet_semi.dataset_conversion.plan import LABELED, TEST, UNLABELED, Plan, SourceProblems
 from nnunet_semi.dataset_conversion.target import GROWING, choose_target, refuse_overlap
 from nnunet_semi.errors import UserError, WrongUse
+from nnunet_semi.log import Log, to_stderr
 from nnunet_semi.storage import write_json
 
 LOCK = "in_use.lock"
-
-
-def to_stderr(sentence: str) -> None:
-    """Where sentences go unless the caller has a log of its own."""
-    print(sentence, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -49,7 +44,7 @@ class Writing:
     verify: bool = True
     num_processes: int | None = None
     progress: bool = True
-    log: Callable[[str], None] = to_stderr
+    log: Log = to_stderr
 
 
 DEFAULT = Writing()
@@ -132,7 +127,7 @@ def _all_problems(plan: Plan, writing: Writing) -> SourceProblems:
 
 
 @contextmanager
-def _workshop(target: Path, log: Callable[[str], None]) -> Iterator[Path]:
+def _workshop(target: Path, log: Log) -> Iterator[Path]:
     """The hidden folder in which a dataset grows; it stays where a run was interrupted after some work."""
     folder = target.with_name(f".{target.name}{GROWING}")
     try:
@@ -159,7 +154,7 @@ def _workshop(target: Path, log: Callable[[str], None]) -> Iterator[Path]:
         ) from error
 
 
-def _clean_up(folder: Path, error: BaseException, log: Callable[[str], None]) -> None:
+def _clean_up(folder: Path, error: BaseException, log: Log) -> None:
     """Removes what cannot be continued: nothing was done yet, or the source has to change first."""
     if isinstance(error, SourceProblems | IntegrityProblem) or not is_begun(folder):
         shutil.rmtree(folder, ignore_errors=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +92,7 @@ def test_the_order_of_the_rows_does_not_matter_even_where_scores_tie() -> None:
 
 def test_a_persons_lists_are_rules_too(tmp_path: Path) -> None:
     bad, good = tmp_path / "bad.txt", tmp_path / "good.txt"
-    bad.write_text("\ufeff# seen on Monday\r\ne\r\n\r\n c \r\n", encoding="utf-8")
+    bad.write_text("\ufeff# seen on Monday\r\n#\r\ne\r\n\r\n c \r\n", encoding="utf-8")
     good.write_text("a\nb\ne\n")
     assert read_list(bad) == ["e", "c"]
     assert Rules(exclude=bad)(ROWS).cases == ["a", "b", "d", "f"]
@@ -99,12 +101,25 @@ def test_a_persons_lists_are_rules_too(tmp_path: Path) -> None:
     assert Rules(include=good, exclude=bad)(ROWS).left_out["c"] == f"excluded by {bad}; not in {good}"
 
 
-def test_a_list_with_unknown_names_is_refused(tmp_path: Path) -> None:
+def test_a_case_whose_name_begins_as_a_comment_can_be_listed(tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    path.write_text("#12\n")
+    assert Rules(exclude=path)([row("#12", 0.9), row("a", 0.8)]).cases == ["a"]
+
+
+def test_a_list_with_unknown_names_is_refused_or_noted(tmp_path: Path) -> None:
+    """A person who screens may delete the images too, and leave the list as it is."""
     path = tmp_path / "list.txt"
     path.write_text("a\nz\n")
-    for rules in (Rules(exclude=path), Rules(include=path)):
-        with pytest.raises(UserError, match="names 1 case.s. that are not in the table of scores .z.; expected"):
-            rules(ROWS)
+    said = "names 1 case.s. that are not in the table of scores .z."
+    with pytest.raises(UserError, match=f"{said}; expected"):
+        Rules(include=path)(ROWS)
+    notes: list[str] = []
+    assert "a" not in Rules(exclude=path)(ROWS, notes.append).cases
+    assert len(notes) == 1 and re.search(f"^note: .*list.txt {said}$", notes[0])
+    path.write_text("z\n")
+    with pytest.raises(UserError, match=f"{said}; expected"):
+        Rules(exclude=path)(ROWS)
     with pytest.raises(UserError, match="cannot be read as a list of cases"):
         Rules(exclude=tmp_path / "none.txt")(ROWS)
 
@@ -150,6 +165,13 @@ def test_damaged_tables_are_told(tmp_path: Path, content: str, said: str) -> Non
     path.write_text(content)
     with pytest.raises(UserError, match=said):
         read_table(path)
+
+
+def test_a_table_that_a_spreadsheet_saved_can_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    write_table(path, ROWS)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert read_table(path) == ROWS
 
 
 # --- the file and the picture ---
@@ -232,6 +254,35 @@ def test_cases_that_the_table_does_not_have_are_left_out_with_that_reason(scored
     assert "2 of 4 unlabeled cases" in str(summary)
 
 
+@pytest.fixture
+def deleted(tiny_2d: Path) -> Any:
+    """Takes images out of imagesUn for the time of a test."""
+    images = tiny_2d.parents[2] / "nnUNet_raw" / "Dataset001_Tiny" / "imagesUn"
+    kept = images.with_name("kept")
+    kept.mkdir()
+
+    def delete(*cases: str) -> None:
+        for case in cases:
+            (path,) = images.glob(f"{case}_0000.*")
+            path.rename(kept / path.name)
+
+    yield delete
+    for path in kept.iterdir():
+        path.rename(images / path.name)
+    kept.rmdir()
+
+
+def test_a_case_that_was_deleted_after_it_was_scored_is_left_out(scored: Path, deleted: Callable[..., None]) -> None:
+    """Its preprocessed image may still be there, as on a machine that holds no others."""
+    select_unlabeled(1, Rules(top=1.0))
+    deleted("un_002")
+    select_unlabeled(1, Rules(top=1.0), overwrite=True)
+    assert selection(scored)["selected"] == ["un_000", "un_001", "un_003"]
+    assert selection(scored)["left_out"] == {"un_002": "no longer in imagesUn"}
+    assert (scored / "nnUNetPlans_2d_unlabeled" / "un_002.b2nd").is_file()
+    assert unlabeled_cases(scored) == ["un_000", "un_001", "un_003"]
+
+
 def test_a_name_is_not_taken_for_a_formula(tmp_path: Path) -> None:
     rows = [row("a$^$", 0.5), row("b", 0.4)]
     source = ImageSource(tmp_path, None)
@@ -242,15 +293,17 @@ def test_a_name_is_not_taken_for_a_formula(tmp_path: Path) -> None:
 def test_what_is_missing_is_told(tiny_2d: Path, tmp_path: Path) -> None:
     with pytest.raises(EnvironmentNotReady, match="no table of scores for Dataset001_Tiny"):
         select_unlabeled(1, Rules(top=0.5))
-    with pytest.raises(EnvironmentNotReady, match=r"none.csv does not exist; make one with `nnunet_semi score`"):
+    with pytest.raises(EnvironmentNotReady, match=r"none.csv does not exist; make a table with `nnunet_semi score`"):
         select_unlabeled(1, Rules(top=0.5), tmp_path / "none.csv")
+    with pytest.raises(EnvironmentNotReady, match=r"is a folder; make a table with `nnunet_semi score`"):
+        select_unlabeled(1, Rules(top=0.5), tmp_path)
 
 
 def test_a_table_of_another_dataset_is_refused(scored: Path) -> None:
     table = newest_table("Dataset001_Tiny")
     assert table is not None
     path = table.with_suffix("") / "provenance.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "dataset": "Dataset002_Other"}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "dataset": "Dataset002_Other", "plans": "Others"}))
     with pytest.raises(UserError, match="holds the scores of Dataset002_Other, not of Dataset001_Tiny"):
         select_unlabeled(1, Rules(top=0.5))
 
@@ -311,7 +364,7 @@ def test_a_damaged_selection_is_one_sentence(content: Any, said: str, folder: Pa
 
 
 def test_a_continued_training_goes_on_with_the_selection_it_began_with(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, deleted: Callable[..., None]
 ) -> None:
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     write_selection(folder, {"selected": ["un_000", "un_002"]})
@@ -324,3 +377,10 @@ def test_a_continued_training_goes_on_with_the_selection_it_began_with(
     assert list(again.unlabeled_dataset().identifiers) == ["un_000", "un_002"]
     assert "has changed since" in capsys.readouterr().out
     assert unlabeled_cases(folder) == ["un_001"]  # a new training
+    deleted("un_000")
+    assert list(again.unlabeled_dataset().identifiers) == ["un_002"]
+    assert "as when this training began but for un_000, deleted since" in capsys.readouterr().out
+    assert again.selection == {"selected": ["un_000", "un_002"]}
+    deleted("un_002")
+    with pytest.raises(UserError, match="the cases that this training began with are gone .un_000, un_002.; begin"):
+        again.unlabeled_dataset()

@@ -5,6 +5,7 @@ Preprocessed images lie on the grid of the predictions, are there wherever score
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,12 +82,18 @@ class ImageSource:
         return cls(_folder(dataset, configuration), predictions, height / width, names in RED_GREEN_BLUE)
 
     def cases(self) -> list[str]:
-        """All cases of which there is an image, sorted.
+        """The unlabeled cases, sorted: all that are preprocessed, but those that were taken out of imagesUn since.
 
         Raises:
             EnvironmentNotReady: there is none.
+            UserError: files in imagesUn are misnamed, or a case is labeled as well.
         """
         found = sorted(path.stem for path in self.images.glob("*.b2nd") if not path.stem.endswith("_seg"))
+        dataset = self.images.parent
+        with suppress(EnvironmentNotReady):  # the raw images are elsewhere
+            raw_dataset = raw.dataset_folder(raw.RAW, dataset.name)
+            there = raw.unlabeled_cases(raw_dataset, raw.load_json(dataset / "dataset.json"))
+            found = [case for case in found if case in there]
         if not found:
             raise EnvironmentNotReady(f"{self.images} holds no case; run `nnunet_semi preprocess` first")
         return found

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from nnunet_semi.errors import UserError, WrongUse
 from nnunet_semi.filtering.table import Row
+from nnunet_semi.log import Log, to_stderr
 from nnunet_semi.raw import name_some
+
+LIST_REMEDY = "expected the names of unlabeled cases, one a line; correct the file or make the table again"
 
 
 class Selected(NamedTuple):
@@ -63,10 +66,14 @@ class Rules:
         """How many of so many cases are the top."""
         return total if self.top is None else math.ceil(round(self.top * total, 6))
 
-    def __call__(self, rows: Sequence[Row]) -> Selected:
+    def __call__(self, rows: Sequence[Row], log: Log = to_stderr) -> Selected:
         """Applies the rules; the result does not depend on the order of the rows.
 
         Cases of the same score are ranked by name.
+
+        Args:
+            rows: of the table.
+            log: is told of names in `exclude` that are not in the table, as of images that a person has deleted.
 
         Raises:
             UserError: a file names cases that are not in the table, or no case stays.
@@ -77,7 +84,7 @@ class Rules:
             count = self.number_at_top(len(ranked))
             for case in ranked[count:]:
                 reasons[case].append(f"not among the {count} best of {len(ranked)} cases")
-        self._apply_lists(reasons)
+        self._apply_lists(reasons, log)
         left = [case for case in ranked if not reasons[case]]
         if self.max is not None:
             for case in left[self.max :]:
@@ -104,29 +111,34 @@ class Rules:
             faults += [name_some(many)] if many else []
         return faults
 
-    def _apply_lists(self, reasons: dict[str, list[str]]) -> None:
+    def _apply_lists(self, reasons: dict[str, list[str]], log: Log) -> None:
         if self.exclude is not None:
-            for case in self._listed(self.exclude, reasons):
+            listed = read_list(self.exclude)
+            known = [case for case in listed if case in reasons]
+            said = _unknown(self.exclude, listed, reasons)
+            if said and not known:
+                raise UserError(f"{said}; {LIST_REMEDY}")
+            if said:
+                log(f"note: {said}")
+            for case in known:
                 reasons[case].append(f"excluded by {self.exclude}")
         if self.include is not None:
-            listed = set(self._listed(self.include, reasons))
-            for case in reasons.keys() - listed:
+            listed = read_list(self.include)
+            if said := _unknown(self.include, listed, reasons):
+                raise UserError(f"{said}; {LIST_REMEDY}")
+            for case in reasons.keys() - {*listed}:
                 reasons[case].append(f"not in {self.include}")
 
-    @staticmethod
-    def _listed(path: Path, known: dict[str, list[str]]) -> list[str]:
-        cases = read_list(path)
-        unknown = [case for case in cases if case not in known]
-        if unknown:
-            raise UserError(
-                f"{path} names {len(unknown)} case(s) that are not in the table of scores ({name_some(unknown)}); "
-                "expected the names of unlabeled cases, one a line; correct the file or make the table again"
-            )
-        return cases
+
+def _unknown(path: Path, listed: Sequence[str], known: Collection[str]) -> str:
+    """In words which names of a list are not known; "" if all are."""
+    unknown = [case for case in listed if case not in known]
+    cases = f"{len(unknown)} case(s) that are not in the table of scores ({name_some(unknown)})"
+    return f"{path} names {cases}" if unknown else ""
 
 
 def read_list(path: Path) -> list[str]:
-    """The cases in a text file, one a line; empty lines and those that begin with # are passed over.
+    """The cases in a text file, one a line; empty lines and those that begin with "# " are passed over.
 
     Raises:
         UserError: the file cannot be read as text.
@@ -137,4 +149,4 @@ def read_list(path: Path) -> list[str]:
         raise UserError(
             f"{path} cannot be read as a list of cases ({error}); expected text, one case a line"
         ) from error
-    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    return [line.strip() for line in lines if line.strip() and not f"{line.strip()} ".startswith("# ")]

@@ -27,11 +27,11 @@ from nnunet_semi.filtering.parts import Parts
 from nnunet_semi.filtering.prediction import CaseScorer, store_prediction
 from nnunet_semi.filtering.table import PREDICTIONS, Row, default_table, write_table
 from nnunet_semi.fingerprint import fingerprint, hash_of_file
+from nnunet_semi.log import Log, to_stderr
 from nnunet_semi.trained_model import TrainedModel, find_model
 from nnunet_semi.unlabeled.index import UnlabeledIndex
 from nnunet_semi.unlabeled.next_stage import find_predictions, require_predictions
-from nnunet_semi.unlabeled.preprocessing import ensure_preprocessed, to_stderr
-from nnunet_semi.unlabeled.update import Log
+from nnunet_semi.unlabeled.preprocessing import ensure_preprocessed
 
 
 @dataclass(frozen=True)

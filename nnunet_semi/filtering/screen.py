@@ -16,7 +16,7 @@ from nnunet_semi.errors import UserError, WrongUse
 from nnunet_semi.filtering.images import ImageSource
 from nnunet_semi.filtering.page import Tile, page
 from nnunet_semi.filtering.parts import provenance_of
-from nnunet_semi.filtering.table import Row, newest_table, read_table, require_dataset
+from nnunet_semi.filtering.table import Row, current_rows, newest_table, read_table, require_dataset
 from nnunet_semi.fingerprint import fingerprint
 from nnunet_semi.pool import for_each
 from nnunet_semi.storage import atomic_path
@@ -65,10 +65,12 @@ def screen_unlabeled(
         source = ImageSource.of_dataset(name)
         cases = source.cases()
     else:
-        rows = {row.case: row for row in sorted(read_table(found), key=lambda row: (row.score, row.case))}
         provenance = provenance_of(found)
+        require_dataset(found, provenance, name)
+        scored = read_table(found)
         source = ImageSource.of_table(name, found, provenance)
-        require_dataset(found, rows.values(), provenance, name, source.cases())
+        current = current_rows(found, scored, provenance, name, source.cases())
+        rows = {row.case: row for row in sorted(current, key=lambda row: (row.score, row.case))}
         cases = list(rows)
     pictures = dict(for_each(partial(thumbnail, source), cases, num_processes, "drawing", progress))
     notes = [

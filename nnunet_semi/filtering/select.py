@@ -13,7 +13,8 @@ from nnunet_semi.filtering.images import ImageSource
 from nnunet_semi.filtering.parts import provenance_of
 from nnunet_semi.filtering.picture import draw_selection
 from nnunet_semi.filtering.rules import Rules, Selected
-from nnunet_semi.filtering.table import find_table, read_table, require_dataset
+from nnunet_semi.filtering.table import current_rows, find_table, read_table, require_dataset
+from nnunet_semi.log import Log, to_stderr
 from nnunet_semi.storage import write_json
 from nnunet_semi.unlabeled.selection import SELECTION
 
@@ -33,7 +34,11 @@ class SelectSummary:
 
 
 def select_unlabeled(
-    dataset: str | int, rules: Rules, table: Path | str | None = None, overwrite: bool = False
+    dataset: str | int,
+    rules: Rules,
+    table: Path | str | None = None,
+    overwrite: bool = False,
+    log: Log = to_stderr,
 ) -> SelectSummary:
     """Selects the unlabeled cases that all semi-supervised trainings of a dataset use from now on.
 
@@ -45,6 +50,7 @@ def select_unlabeled(
         rules: a case must pass all of them.
         table: of `nnunet_semi score`; None for the newest one of the dataset.
         overwrite: replace another selection.
+        log: takes sentences about what is going on.
 
     Raises:
         EnvironmentNotReady: the dataset or the table is missing.
@@ -54,13 +60,15 @@ def select_unlabeled(
     folder = raw.dataset_folder(raw.PREPROCESSED, name)
     table = find_table(name, table)
     provenance = provenance_of(table)
-    rows = read_table(table)
+    require_dataset(table, provenance, name)
+    scored = read_table(table)
     source = ImageSource.of_table(name, table, provenance)
     unlabeled = source.cases()
-    require_dataset(table, rows, provenance, name, unlabeled)
-    selected = rules(rows)
-    unscored = dict.fromkeys(sorted({*unlabeled} - {row.case for row in rows}), "not in the table of scores")
-    selected = Selected(selected.cases, dict(sorted({**selected.left_out, **unscored}.items())))
+    rows = current_rows(table, scored, provenance, name, unlabeled)
+    selected = rules(rows, log)
+    gone = dict.fromkeys({row.case for row in scored} - {*unlabeled}, "no longer in imagesUn")
+    unscored = dict.fromkeys({*unlabeled} - {row.case for row in scored}, "not in the table of scores")
+    selected = Selected(selected.cases, dict(sorted({**selected.left_out, **unscored, **gone}.items())))
     path = folder / SELECTION
     content = {
         "selected": selected.cases,

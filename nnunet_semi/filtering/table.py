@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from io import StringIO
 from pathlib import Path
@@ -89,10 +89,9 @@ def read_table(path: Path) -> list[Row]:
         EnvironmentNotReady: there is no such file.
         UserError: it is no table of scores.
     """
-    if not path.is_file():
-        raise EnvironmentNotReady(f"the table {path} does not exist; make it with `nnunet_semi score`")
+    require_table(path)
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets put a byte order mark in front
             rows = [_parsed(record) for record in csv.DictReader(file)]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -137,22 +136,29 @@ def find_table(dataset: str, table: Path | str | None) -> Path:
         EnvironmentNotReady: there is none.
     """
     found = newest_table(dataset) if table is None else Path(table).resolve()
-    if found is None or not found.is_file():
-        missing = (
-            f"no table of scores for {dataset} is in nnUNet_results" if found is None else f"{found} does not exist"
-        )
+    if found is None:
+        missing = f"no table of scores for {dataset} is in nnUNet_results"
         raise EnvironmentNotReady(f"{missing}; make one with `nnunet_semi score`, or name it with --table")
-    return found
+    return require_table(found)
 
 
-def require_dataset(
-    table: Path, rows: Iterable[Row], provenance: Mapping[str, Any], dataset: str, unlabeled: Collection[str]
-) -> None:
-    """Checks that a table is about the unlabeled cases of a dataset, or of one that shares them, a branch.
+def require_table(path: Path) -> Path:
+    """The path.
+
+    Raises:
+        EnvironmentNotReady: there is no such file.
+    """
+    if not path.is_file():
+        reason = "is a folder" if path.is_dir() else "does not exist"
+        raise EnvironmentNotReady(f"{path} {reason}; make a table with `nnunet_semi score`, or name one with --table")
+    return path
+
+
+def require_dataset(table: Path, provenance: Mapping[str, Any], dataset: str) -> None:
+    """Checks that a table is about a dataset, or about one that shares its unlabeled cases, a branch.
 
     Args:
         provenance: of the table; empty where it is not known.
-        unlabeled: the unlabeled cases of the dataset.
 
     Raises:
         UserError: it is not.
@@ -160,9 +166,25 @@ def require_dataset(
     other = provenance.get("dataset", dataset)
     if original_of(other) != original_of(dataset):
         raise UserError(f"{table} holds the scores of {other}, not of {dataset}; choose another table or dataset")
+
+
+def current_rows(
+    table: Path, rows: Sequence[Row], provenance: Mapping[str, Any], dataset: str, unlabeled: Collection[str]
+) -> list[Row]:
+    """The rows of the cases that are still there; a person who looks at scores deletes images.
+
+    Args:
+        provenance: of the table; empty where it is not known.
+        unlabeled: the unlabeled cases of the dataset.
+
+    Raises:
+        UserError: none is, or nothing says that the others ever were.
+    """
+    current = [row for row in rows if row.case in unlabeled]
     unknown = [row.case for row in rows if row.case not in unlabeled]
-    if unknown:
+    if unknown and not (provenance and current):
         raise UserError(
             f"{table} names {len(unknown)} case(s) that are not among the unlabeled ones of {dataset} "
             f"({name_some(unknown)}); run `nnunet_semi score` again, or choose another table"
         )
+    return current

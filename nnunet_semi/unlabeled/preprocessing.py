@@ -6,7 +6,6 @@ remembers what they were made from, so that a further run does only what is miss
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,16 +15,12 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_semi import raw
 from nnunet_semi.errors import EnvironmentNotReady, UserError, WrongUse
+from nnunet_semi.log import Log, to_stderr
 from nnunet_semi.unlabeled.case import Recipe, preprocess_command
 from nnunet_semi.unlabeled.index import UnlabeledIndex
-from nnunet_semi.unlabeled.update import Log, update, watch
+from nnunet_semi.unlabeled.update import update, watch
 
 DEFAULT_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")  # those of nnUNetv2_preprocess
-
-
-def to_stderr(sentence: str) -> None:
-    """Where sentences go unless the caller has a log of its own."""
-    print(sentence, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,8 @@ def usable_cases(
 ) -> tuple[list[str], dict[str, Any], str]:
     """The good unlabeled cases that a training uses.
 
-    A training that is continued goes on with the selection it began with, so that it ends as if it had never stopped.
+    A training that is continued goes on with the selection it began with, so that it ends as if it had never stopped;
+    of cases that were deleted since, as without a selection, it goes on with the others.
 
     Args:
         index: of the preprocessed unlabeled cases; `unlabeled_final.json` is looked for beside its folder.
@@ -50,19 +51,25 @@ def usable_cases(
         The cases, sorted; what the checkpoint must remember; a sentence that says which cases they are.
 
     Raises:
-        UserError: the selection is damaged, empty, or names cases that the dataset does not have.
+        UserError: the selection is damaged, empty, names cases that the dataset does not have, or none is left.
     """
     path = index.folder.parent / SELECTION
     selected, changed = selected_cases(path), False
     if begun_with is not None:
         selected, changed = begun_with["selected"], selected != begun_with["selected"]
-    state, good = {"selected": selected}, index.good
+    state, good, gone = {"selected": selected}, index.good, list[str]()
     if selected is not None:
-        _require_known(path, sorted(set(selected) - index.cases.keys()))
+        gone = sorted(set(selected) - index.cases.keys())
+        if begun_with is None:
+            _require_known(path, gone)
         good = sorted(set(good) & set(selected))  # bad cases may be selected; they are skipped by the user's choice
+    if not good and gone:
+        raise UserError(f"the cases that this training began with are gone ({name_some(gone)}); begin without --c")
     if not good:
         raise UserError(f"{path} selects bad cases only ({name_some(selected or [])}); select others")
     sentence = f"{len(good)} of {len(index.good)} unlabeled cases in {index.folder}"
+    if gone:
+        return good, state, f"{sentence}, as when this training began but for {name_some(gone)}, deleted since"
     if changed:
         return good, state, f"{sentence}, as when this training began; {path} has changed since"
     return good, state, sentence if selected is None else f"{sentence}, chosen by {path}"

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from nnunet_semi.errors import UserError
 from nnunet_semi.locks import knows_no_locks
+from nnunet_semi.log import Log
 from nnunet_semi.pool import Progress, Task, WorkersDied, number_of_processes, run_tasks
 from nnunet_semi.raw import name_some
 from nnunet_semi.unlabeled.case import CasePreprocessor, Recipe
@@ -23,7 +24,6 @@ from nnunet_semi.unlabeled.index import Source, UnlabeledCase, UnlabeledIndex, d
 
 RawCases = Mapping[str, list[str]]  # case id → its files
 Sources = Mapping[str, tuple[Source, ...]]
-Log = Callable[[str], None]
 
 
 def update(

@@ -1,0 +1,13 @@
+"""Where sentences about what is going on go, unless a caller has a log of its own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+Log = Callable[[str], None]
+
+
+def to_stderr(sentence: str) -> None:
+    """Prints a sentence at once."""
+    print(sentence, file=sys.stderr, flush=True)
