@@ -20,6 +20,7 @@ from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMu
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import distributed as dist
@@ -30,6 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunet_semi import __version__
 from nnunet_semi.compilation import compile_problem
 from nnunet_semi.cores import usable_cores
+from nnunet_semi.errors import UserError
 from nnunet_semi.kept_checkpoints import for_prediction, kept_after
 from nnunet_semi.pipelines import transforms_in
 from nnunet_semi.randomness import NumberedBatches, derive_seed, seed_everything
@@ -251,9 +253,23 @@ class PluginTrainer(nnUNetTrainer):
         return augmenter
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """nnU-Net's split, with a warning where a fold was asked for that the split file does not have."""
-        keys = super().do_split()
+        """nnU-Net's split, with a warning where a fold was asked for that the split file does not have.
+
+        Raises:
+            UserError: there are too few cases for folds, and no split file.
+        """
         splits_file = join(self.preprocessed_dataset_folder_base, "splits_final.json")
+        if self.fold != "all" and not isfile(splits_file):
+            cases = infer_dataset_class(self.preprocessed_dataset_folder).get_identifiers(
+                self.preprocessed_dataset_folder
+            )
+            if len(cases) < 5:
+                raise UserError(
+                    f"fold {self.fold} of {len(cases)} labeled case(s) cannot be made, since nnU-Net splits five and "
+                    f"more; train on fold all, or write your own folds into {splits_file}: "
+                    '[{"train": ["case_1"], "val": ["case_2"]}]'
+                )
+        keys = super().do_split()
         if self.fold != "all" and isfile(splits_file) and self.fold >= len(load_json(splits_file)):
             self.print_to_log_file(
                 f"\n!!! WARNING: fold {self.fold} is not one of the {len(load_json(splits_file))} folds (from 0) in "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from torch import nn
 
 from nnunet_semi.discovery import find_trainer
+from nnunet_semi.discovery.suggestions import nearest_names
 from nnunet_semi.errors import EnvironmentNotReady, UserError
 
 INIT_ARGUMENTS = ("plans", "configuration", "fold", "dataset_json", "device")  # of nnUNetTrainer.__init__
@@ -42,15 +44,17 @@ def find_trainer_class(name: str) -> type[nnUNetTrainer]:
     Raises:
         EnvironmentNotReady: neither knows it.
     """
-    with contextlib.suppress(RuntimeError):
-        return recursive_find_trainer_class_by_name(name)
-    try:
-        return find_trainer(name)
-    except AttributeError:
-        raise EnvironmentNotReady(
-            f"the trainer {name} that wrote the checkpoint is not found; add the folder of its file to the environment "
-            "variable nnUNet_extTrainer"
-        ) from None
+    with contextlib.redirect_stderr(io.StringIO()):  # both say what may have been meant
+        with contextlib.suppress(RuntimeError):
+            return recursive_find_trainer_class_by_name(name)
+        with contextlib.suppress(AttributeError):
+            return find_trainer(name)
+    near = nearest_names(name)
+    hint = f"did you mean {' or '.join(near)}?" if near else "`nnunet_semi list` shows the names."
+    raise EnvironmentNotReady(
+        f"the trainer {name} is not found; {hint} One of your own is found through the environment variable "
+        "nnUNet_extTrainer, which names the folder of its file"
+    )
 
 
 def stock_trainer_name(trainer_class: type[nnUNetTrainer]) -> str:

@@ -14,6 +14,7 @@ from nnunet_semi.selftraining.settings import Settings
 from small_dataset import environment
 
 BASE = "Dataset001_Tiny"
+TRAINER = "nnUNetTrainerKeepCheckpoints"
 SETTINGS = Settings(
     dataset=BASE,
     configuration="2d",

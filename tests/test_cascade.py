@@ -90,6 +90,26 @@ def test_unlabeled_cases_of_the_next_stage_are_preprocessed_before_the_validatio
     assert order == [f"preprocess {SECOND}", "validation", f"predict {SECOND}"]
 
 
+def test_the_validation_does_not_depend_on_unlabeled_cases_of_the_next_stage(
+    first_stage: Any, plans_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of them is bad there, and the choice to skip bad ones was made for the first stage alone."""
+    summary = Path(first_stage.output_folder, "validation", "summary.json")
+    before = summary.stat().st_mtime_ns
+    (index,) = plans_file.parent.glob("nnUNetPlans_3d_fullres_unlabeled.jsonl")
+    content = index.read_text()
+    *others, last = (json.loads(line) for line in content.splitlines())
+    index.write_text("".join(json.dumps(line) + "\n" for line in [*others, {**last, "shape": None, "error": "empty"}]))
+    try:
+        first_stage.perform_actual_validation()
+    finally:
+        index.write_text(content)
+    assert summary.stat().st_mtime_ns > before
+    said = capsys.readouterr().out
+    assert f"the unlabeled cases are not predicted for {SECOND}: 1 unlabeled case(s)" in said
+    assert f"-c {SECOND} --skip-bad" in said and "again with --val" in said
+
+
 def test_what_another_network_predicted_is_predicted_again(first_stage: Any) -> None:
     folder = predictions_folder(first_stage.output_folder_base, SECOND, "all")
     files = [folder / f"{case}.b2nd" for case in UNLABELED]

@@ -46,7 +46,7 @@ def test_stock_trainer_is_the_one_that_defines_the_network():
 
 def test_unknown_trainer_is_named(results, output, monkeypatch):
     monkeypatch.setenv("nnUNet_extTrainer", str(hook_folder()))
-    with pytest.raises(EnvironmentNotReady, match="nnUNetTrainerToy that wrote the checkpoint is not found"):
+    with pytest.raises(EnvironmentNotReady, match="the trainer nnUNetTrainerToy is not found"):
         export_toy(output)
 
 

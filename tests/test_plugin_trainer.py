@@ -15,6 +15,7 @@ from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import
 
 from nnunet_semi import __version__, plugin_trainer
 from nnunet_semi.discovery.variants import variant
+from nnunet_semi.errors import UserError
 from nnunet_semi.plugin_trainer import CHECKPOINT_KEY, PluginTrainer, share_cores
 from nnunet_semi.randomness import NumberedBatches, derive_seed, seed_everything
 from tiny_trainer import make_trainer
@@ -161,6 +162,17 @@ def test_threads_and_workers_share_the_cores(monkeypatch):
     monkeypatch.setenv("nnUNet_n_proc_DA", "8")
     assert share_cores(torch.device("cpu")) == (1, 8)
     assert share_cores(torch.device("cuda"))[1] == 8
+
+
+def test_too_few_labeled_cases_for_folds_are_told(tiny):
+    plans_file = tiny(labeled=3)
+    with pytest.raises(UserError, match="fold 0 of 3 labeled case.s. cannot be made.*; train on fold all, or write"):
+        make_trainer(PluginTrainer, plans_file, fold=0).do_split()
+    assert len(make_trainer(PluginTrainer, plans_file, fold="all").do_split()[0]) == 3
+    splits = plans_file.with_name("splits_final.json")
+    splits.write_text('[{"train": ["tr_000", "tr_001"], "val": ["tr_002"]}]')
+    assert make_trainer(PluginTrainer, plans_file, fold=0).do_split() == (["tr_000", "tr_001"], ["tr_002"])
+    splits.unlink()
 
 
 def test_a_fold_that_does_not_exist_is_warned_of(tiny_2d, capsys):

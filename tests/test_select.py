@@ -111,7 +111,7 @@ def test_a_list_with_unknown_names_is_refused_or_noted(tmp_path: Path) -> None:
     """A person who screens may delete the images too, and leave the list as it is."""
     path = tmp_path / "list.txt"
     path.write_text("a\nz\n")
-    said = "names 1 case.s. that are not in the table of scores .z."
+    said = "names 1 unknown case.s. .z."
     with pytest.raises(UserError, match=f"{said}; expected"):
         Rules(include=path)(ROWS)
     notes: list[str] = []

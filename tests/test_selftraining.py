@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from begun_selftraining import BASE, SETTINGS, begun
+from begun_selftraining import BASE, SETTINGS, TRAINER, begun
 from begun_selftraining import own as own
 from nnunet_semi.cli import build_parser, main
-from nnunet_semi.errors import EnvironmentNotReady, WrongUse
+from nnunet_semi.errors import EnvironmentNotReady, UserError, WrongUse
 from nnunet_semi.narrow import narrow
 from nnunet_semi.selftraining.branch import branch, reserve
 from nnunet_semi.selftraining.folder import RunFolder
@@ -85,31 +85,32 @@ def test_a_dry_run_prints_the_commands_and_writes_nothing(
 ) -> None:
     root = own()
     before = sorted(path for path in root.rglob("*"))
-    options = ["--rounds", "2", "-tr", "T_2iters_seed0", "--epochs", "3,2", "--later", "threshold:.9,complete"]
+    options = ["--rounds", "2", "-tr", f"{TRAINER}_2iters_seed0", "--epochs", "3,2", "--later", "threshold:.9,complete"]
     found = plan_of(root, capsys, *options, "-o", str(root / "run"))
     tables = [f"{root}/run/round_{n}/scores.csv" for n in (1, 2)]
     one, two = (f"{root}/nnUNet_raw/Dataset00{n + 1}_Tiny_2d_fold0_round{n}" for n in (1, 2))
+    long, short = (f"{TRAINER}_{epochs}epochs_2iters_seed0" for epochs in (3, 2))
     assert found == [
         f"self-training in {root}/run: 2 round(s) after a supervised training",
         "# round 0: Dataset001_Tiny",
-        "nnUNetv2_train 1 2d 0 -tr T_3epochs_2iters_seed0 -device cpu",
+        f"nnUNetv2_train 1 2d 0 -tr {long} -device cpu",
         "nnunet_semi preprocess -d 1 -c 2d",
         "# round 1: Dataset002_Tiny_2d_fold0_round1",
-        f"nnunet_semi score -d 1 -c 2d -f 0 -tr T_3epochs_2iters_seed0 --by checkpoints -o {tables[0]} -device cpu",
+        f"nnunet_semi score -d 1 -c 2d -f 0 -tr {long} --by checkpoints -o {tables[0]} -device cpu",
         "nnunet_semi branch -d 1 --id 2 --name Tiny_2d_fold0_round1",
         f"nnunet_semi select -d 2 --table {tables[0]} --top .5",
         "nnunet_semi pseudo_images -d 2",
-        f"nnUNetv2_predict -i {one}/imagesPs -o {one}/labelsPs -d 1 -c 2d -f 0 -tr T_3epochs_2iters_seed0 -device cpu",
+        f"nnUNetv2_predict -i {one}/imagesPs -o {one}/labelsPs -d 1 -c 2d -f 0 -tr {long} -device cpu",
         "nnunet_semi pseudo_cases -d 2 -c 2d",
-        "nnUNetv2_train 2 2d 0 -tr T_2epochs_2iters_seed0 -device cpu",
+        f"nnUNetv2_train 2 2d 0 -tr {short} -device cpu",
         "# round 2: Dataset003_Tiny_2d_fold0_round2",
-        f"nnunet_semi score -d 2 -c 2d -f 0 -tr T_2epochs_2iters_seed0 --by checkpoints -o {tables[1]} -device cpu",
+        f"nnunet_semi score -d 2 -c 2d -f 0 -tr {short} --by checkpoints -o {tables[1]} -device cpu",
         "nnunet_semi branch -d 1 --id 3 --name Tiny_2d_fold0_round2",
         f"nnunet_semi select -d 3 --table {tables[1]} --threshold .9 --complete",
         "nnunet_semi pseudo_images -d 3",
-        f"nnUNetv2_predict -i {two}/imagesPs -o {two}/labelsPs -d 2 -c 2d -f 0 -tr T_2epochs_2iters_seed0 -device cpu",
+        f"nnUNetv2_predict -i {two}/imagesPs -o {two}/labelsPs -d 2 -c 2d -f 0 -tr {short} -device cpu",
         "nnunet_semi pseudo_cases -d 3 -c 2d",
-        "nnUNetv2_train 3 2d 0 -tr T_2epochs_2iters_seed0 -device cpu",
+        f"nnUNetv2_train 3 2d 0 -tr {short} -device cpu",
     ]
     assert sorted(path for path in root.rglob("*")) == before
 
@@ -192,6 +193,7 @@ def test_other_plans_and_configurations_are_named_in_every_command(
         (["--by", "networks"], 2, "nnUNetTrainerKeepCheckpoints_1000epochs has one network"),
         (["--by", "mirrors", "-tr", "nnUNetTrainer_nomirror"], 2, "nnUNetTrainer_nomirror_1000epochs does not mirror"),
         (["-tr", "nnUNetTrainerHeatmap"], 2, "which finds landmarks; self-training is for label maps"),
+        (["-tr", "nnUNetTrainerFoo"], 3, "the trainer nnUNetTrainerFoo_1000epochs is not found"),
         (["-chk", "best"], 2, "got -chk best; expected a name such as checkpoint_final.pth"),
     ],
 )
@@ -203,6 +205,34 @@ def test_what_cannot_work_is_refused_in_a_sentence(
     assert main(["selftrain", "-d", "1", "-c", "2d", "-device", "cpu", "--dry-run", *options]) == code
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
+
+
+def test_few_labeled_cases_have_no_folds(own: Callable[..., Path]) -> None:
+    own(labeled=3)
+    with pytest.raises(WrongUse, match="got fold 0, but Dataset001_Tiny has 3 labeled cases, .*; pass -f all"):
+        selftrain(1, "2d", device="cpu", dry_run=True)
+
+
+def test_a_persons_lists_reach_every_selection(own: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    root = own()
+    selection = root / "nnUNet_preprocessed" / BASE / "unlabeled_final.json"
+    selection.write_text(json.dumps({"selected": ["un_001"]}))
+    (line,) = (line for line in plan_of(root, capsys) if line.startswith("note: "))
+    assert line.startswith(f"note: {selection} is not used here") and "--exclude" in line
+    (root / "bad.txt").write_text("un_001\nun_999\n")
+    (root / "good.txt").write_text("un_001\nun_002\n")
+    lists = {"--exclude": str(root / "bad.txt"), "--include": str(root / "good.txt")}
+    lines = plan_of(root, capsys, *(word for option in lists.items() for word in option), "--rounds", "2")
+    assert [line for line in lines if line.startswith("note: ")] == [
+        f"note: {root / 'bad.txt'} names 1 unknown case(s) (un_999)"
+    ]
+    selects = [shlex.split(line) for line in lines if line.startswith("nnunet_semi select")]
+    assert len(selects) == 2
+    for words in selects:
+        assert {flag: words[words.index(flag) + 1] for flag in lists} == lists
+        build_parser().parse_args(words[1:])
+    with pytest.raises(UserError, match="bad.txt names 1 unknown case.s. .un_999.; expected"):
+        selftrain(1, "2d", device="cpu", dry_run=True, include=root / "bad.txt")
 
 
 def test_without_unlabeled_images_nothing_begins(own: Callable[..., Path]) -> None:
@@ -227,11 +257,13 @@ def test_what_another_self_training_left_is_not_taken_for_done(own: Callable[...
     branch(1, 7, "Tiny_2d_fold0_round1")
     with pytest.raises(WrongUse, match="Dataset007_Tiny_2d_fold0_round1 is of another self-training.* with --id"):
         selftrain(1, "2d", rounds=1, number=7, device="cpu", folder=root / "run", dry_run=True)
-    run = RunFolder(root / "run", replace(SETTINGS, rounds=1, trainers=["T_3epochs", "T_2epochs"]), [7], 0)
+    run = RunFolder(
+        root / "run", replace(SETTINGS, rounds=1, trainers=[f"{TRAINER}_3epochs", f"{TRAINER}_2epochs"]), [7], 0
+    )
     (root / "run").mkdir()
     run.write()
     rules = {"first": "top:.5", "later": "threshold:.9,complete"}
-    begun_before = {"rounds": 1, "trainer": "T", "epochs": (3, 2), "folder": root / "run", "dry_run": True, **rules}
+    begun_before = {"rounds": 1, "trainer": TRAINER, "epochs": (3, 2), "folder": root / "run", "dry_run": True, **rules}
     assert selftrain(1, "2d", device="cpu", **begun_before) is None  # its own: it goes on
 
 

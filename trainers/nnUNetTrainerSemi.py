@@ -23,6 +23,7 @@ from nnunet_semi.consistency.losses import PseudoLabelLoss
 from nnunet_semi.consistency.pseudo_label import class_shares
 from nnunet_semi.consistency.ramp import sigmoid_rampup
 from nnunet_semi.curves import KEPT, SHARES, CurveLogger, class_curves, log_line, vanished
+from nnunet_semi.errors import UserError
 from nnunet_semi.perturbation.intensity import IntensityPerturbation
 from nnunet_semi.plugin_trainer import PluginTrainer
 from nnunet_semi.unlabeled.index import UnlabeledIndex
@@ -328,10 +329,21 @@ class nnUNetTrainerSemi(PluginTrainer):
         )
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """nnU-Net's final validation; before a cascade's next stage, its input for the unlabeled cases too."""
-        stages = self.stages_to_predict_for()
-        for stage in stages:  # now: after the validation the other processes would wait while the first still scores
-            self._unlabeled_index(stage)
+        """nnU-Net's final validation; before a cascade's next stage, its input for the unlabeled cases too.
+
+        The validation does not depend on the latter: where unlabeled cases cannot be preprocessed for the next stage,
+        the log says so, and a later `--val` makes it up.
+        """
+        stages = []
+        for stage in self.stages_to_predict_for():
+            try:  # now: after the validation the other processes would wait while the first still scores
+                self._unlabeled_index(stage)
+                stages.append(stage)
+            except UserError as error:
+                self.print_to_log_file(
+                    f"\n!!! WARNING: the unlabeled cases are not predicted for {stage}: {error}. To train {stage} with "
+                    "unlabeled images, mend that and run this training's command again with --val. !!!\n"
+                )
         super().perform_actual_validation(save_probabilities)
         for stage in stages:
             self._predict_unlabeled_for(stage)

@@ -13,8 +13,6 @@ from nnunet_semi.filtering.table import Row
 from nnunet_semi.log import Log, to_stderr
 from nnunet_semi.raw import name_some
 
-LIST_REMEDY = "expected the names of unlabeled cases, one a line; correct the file or make the table again"
-
 
 class Selected(NamedTuple):
     """The cases that stay, sorted, and the others with the reason; every row of the table is in one of the two."""
@@ -113,28 +111,35 @@ class Rules:
 
     def _apply_lists(self, reasons: dict[str, list[str]], log: Log) -> None:
         if self.exclude is not None:
-            listed = read_list(self.exclude)
-            known = [case for case in listed if case in reasons]
-            said = _unknown(self.exclude, listed, reasons)
-            if said and not known:
-                raise UserError(f"{said}; {LIST_REMEDY}")
-            if said:
-                log(f"note: {said}")
-            for case in known:
+            for case in listed_cases(self.exclude, reasons, log):
                 reasons[case].append(f"excluded by {self.exclude}")
         if self.include is not None:
-            listed = read_list(self.include)
-            if said := _unknown(self.include, listed, reasons):
-                raise UserError(f"{said}; {LIST_REMEDY}")
-            for case in reasons.keys() - {*listed}:
+            listed = {*listed_cases(self.include, reasons)}
+            for case in reasons.keys() - listed:
                 reasons[case].append(f"not in {self.include}")
 
 
-def _unknown(path: Path, listed: Sequence[str], known: Collection[str]) -> str:
-    """In words which names of a list are not known; "" if all are."""
-    unknown = [case for case in listed if case not in known]
-    cases = f"{len(unknown)} case(s) that are not in the table of scores ({name_some(unknown)})"
-    return f"{path} names {cases}" if unknown else ""
+def listed_cases(path: Path, known: Collection[str], log: Log | None = None) -> list[str]:
+    """The known cases that a list names.
+
+    Args:
+        path: of the list.
+        known: all unlabeled cases, or those that have a score.
+        log: is told of other names; where it is None they are refused.
+
+    Raises:
+        UserError: the file cannot be read, or names unknown cases, or no others.
+    """
+    listed = read_list(path)
+    found = [case for case in listed if case in known]
+    if unknown := [case for case in listed if case not in known]:
+        said = f"{path} names {len(unknown)} unknown case(s) ({name_some(unknown)})"
+        if log is None or not found:
+            raise UserError(
+                f"{said}; expected names of unlabeled cases with a score, one a line; correct the file or score again"
+            )
+        log(f"note: {said}")
+    return found
 
 
 def read_list(path: Path) -> list[str]:

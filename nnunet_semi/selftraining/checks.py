@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 from nnunet_semi import raw
 from nnunet_semi.branches import MARK
 from nnunet_semi.errors import EnvironmentNotReady, WrongUse
+from nnunet_semi.filtering.rules import listed_cases
+from nnunet_semi.log import Log
 from nnunet_semi.selftraining.branch import HIGHEST, SPLITS, folds_of, refuse_taken
 from nnunet_semi.selftraining.folder import STATE
 from nnunet_semi.selftraining.settings import Settings
+from nnunet_semi.unlabeled.selection import SELECTION
 
 LOCK = "selftrain.lock"
 IDS_LOCK = ".nnunet_semi_ids.lock"  # in nnUNet_raw, held while ids are chosen and reserved
 CHECKPOINT = re.compile(r"checkpoint_\w+\.pth")
 
 
-def check(settings: Settings, plans: dict[str, Any], dataset_json: dict[str, Any]) -> int:
+def check(settings: Settings, plans: dict[str, Any], dataset_json: dict[str, Any], report: Log) -> int:
     """Refuses what cannot work, before anything is done; gives the number of folds of the original."""
     if settings.rounds < 1:
         raise WrongUse(f"got {settings.rounds} rounds; expected 1 or more")
@@ -36,15 +38,33 @@ def check(settings: Settings, plans: dict[str, Any], dataset_json: dict[str, Any
         raise WrongUse(f"got -chk {settings.checkpoint}; expected a name such as checkpoint_final.pth")
     _refuse_trainers(settings)
     folder = raw.dataset_folder(raw.RAW, settings.dataset)
-    raw.unlabeled_cases(folder, dataset_json)
+    _check_lists(settings, raw.unlabeled_cases(folder, dataset_json), report)
     raw.nnunet_folder(raw.RESULTS)
     labeled = raw.require_labeled_cases(settings.dataset, dataset_json)
     splits = len(folds_of(raw.nnunet_folder(raw.PREPROCESSED) / settings.dataset / SPLITS, labeled))
+    if settings.fold != "all" and not splits:
+        raise WrongUse(
+            f"got fold {settings.fold}, but {settings.dataset} has {len(labeled)} labeled cases, and nnU-Net makes "
+            "folds of five and more; pass -f all"
+        )
     if settings.fold != "all" and int(settings.fold) >= splits:
         raise WrongUse(
             f"got fold {settings.fold}; expected one of the {splits} folds of {settings.dataset}, from 0, or all"
         )
     return splits
+
+
+def _check_lists(settings: Settings, unlabeled: Collection[str], report: Log) -> None:
+    """Refuses a list that the first selection would refuse, after hours; says that an earlier selection is not used."""
+    for path, log in ((settings.exclude, report), (settings.include, None)):
+        if path is not None:
+            listed_cases(Path(path), unlabeled, log)
+    selection = raw.nnunet_folder(raw.PREPROCESSED) / settings.dataset / SELECTION
+    if selection.is_file() and settings.exclude is None and settings.include is None:
+        report(
+            f"note: {selection} is not used here, every round selects anew; cases that a person screened are left out "
+            "by --exclude FILE"
+        )
 
 
 def _refuse_trainers(settings: Settings) -> None:
@@ -53,7 +73,7 @@ def _refuse_trainers(settings: Settings) -> None:
     from nnunet_semi.stock import find_trainer_class
 
     for name in dict.fromkeys(settings.trainers[:-1]):
-        with quiet(), suppress(EnvironmentNotReady):  # an unknown one is told by nnU-Net, as soon as it begins
+        with quiet():
             trainer = find_trainer_class(name)
             if hasattr(trainer, "map_loss"):
                 raise WrongUse(

@@ -68,7 +68,7 @@ class RunFolder:
             number: the id asked for the first round's dataset, if any.
 
         Raises:
-            WrongUse: the folder holds a self-training with other settings; rules not yet used may differ.
+            WrongUse: the folder holds a self-training with other settings; rules for what is to come may differ.
             UserError: its state cannot be read.
         """
         file = path / STATE
@@ -100,7 +100,8 @@ class RunFolder:
 
 def _may_change(setting: str, done: Iterable[str]) -> bool:
     """Rules may, or those that no case fulfils would be a dead end; what they chose before is kept with each round."""
-    return setting == "later" or (setting == "first" and "round_1/select" not in done)
+    anytime = ("later", "exclude", "include")
+    return setting in anytime or (setting == "first" and "round_1/select" not in done)
 
 
 def _shown(value: object) -> str:

@@ -87,6 +87,8 @@ def selftrain(
     warm_start: bool = False,
     stop_early: bool = False,
     skip_bad: bool = False,
+    exclude: str | os.PathLike[str] | None = None,
+    include: str | os.PathLike[str] | None = None,
     device: str | None = None,
     folder: str | os.PathLike[str] | None = None,
     dry_run: bool = False,
@@ -113,6 +115,8 @@ def selftrain(
         warm_start: begin each round with the weights of the one before; else each begins anew.
         stop_early: end after the first round that does not improve the Dice of the validation cases.
         skip_bad: go without unlabeled images that cannot be used.
+        exclude: file with cases that no round may use, one a line, as `nnunet_semi screen` saves it.
+        include: file with the only cases that a round may use.
         device: "cpu", "cuda" or "mps"; None takes a GPU if there is one.
         folder: of the tables and results; None stands for one in nnUNet_results/DATASET.
         dry_run: report the plan and do nothing.
@@ -142,10 +146,12 @@ def selftrain(
         warm_start,
         stop_early,
         skip_bad,
+        None if exclude is None else os.path.abspath(exclude),
+        None if include is None else os.path.abspath(include),
     )
     path = run_folder(settings, folder)
     begun = RunFolder.load(path, settings, number)
-    splits = check(settings, content, dataset_json)
+    splits = check(settings, content, dataset_json, report)
     run = begun or _new(path, settings, number, splits)
     refuse_datasets(name, round_datasets(run), run.exists)
     device = device or _choose_device(report)

@@ -35,6 +35,8 @@ class Settings:
         warm_start: begin each round with the weights of the one before.
         stop_early: end after the first round that does not improve validation.
         skip_bad: go without unlabeled images that cannot be used.
+        exclude: file with cases that no round may use, as a person screened them; None for none.
+        include: file with the only cases that a round may use; None for all.
     """
 
     dataset: str
@@ -50,10 +52,14 @@ class Settings:
     warm_start: bool
     stop_early: bool
     skip_bad: bool
+    exclude: str | None = None
+    include: str | None = None
 
     def rules(self, number: int) -> list[str]:
         """The options of `nnunet_semi select` before round `number`, which counts from 1."""
-        return select_options(self.first if number == 1 else self.later)
+        lists = {"--exclude": self.exclude, "--include": self.include}
+        given = [word for flag, path in lists.items() if path is not None for word in (flag, path)]
+        return [*select_options(self.first if number == 1 else self.later), *given]
 
 
 def parse_rules(text: str) -> list[str]:

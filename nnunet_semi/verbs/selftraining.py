@@ -54,6 +54,8 @@ def _selftrain_arguments(parser: ArgumentParser) -> None:
         help="of the supervised training and of each round; default: 1000,100, or what the trainer's name says",
     )
     parser.add_argument("--by", choices=ESTIMATORS, default="checkpoints", help="what `nnunet_semi score` goes by")
+    parser.add_argument("--exclude", metavar="FILE", type=Path, help="no round uses the cases in this list, one a line")
+    parser.add_argument("--include", metavar="FILE", type=Path, help="no round uses others than those in this list")
     parser.add_argument("--warm-start", action="store_true", help="begin each round with the weights of the last one")
     parser.add_argument("--stop-early", action="store_true", help="end when a round does not improve validation")
     parser.add_argument("--dry-run", action="store_true", help="print the commands that would run, and run none")
@@ -86,6 +88,8 @@ def _selftrain(args: Namespace) -> int:
         warm_start=args.warm_start,
         stop_early=args.stop_early,
         skip_bad=args.skip_bad,
+        exclude=args.exclude,
+        include=args.include,
         device=args.device,
         folder=args.output,
         dry_run=args.dry_run,
