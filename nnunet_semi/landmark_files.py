@@ -10,7 +10,7 @@ of the two is there, the other follows from it. Predictions hold further numbers
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,12 @@ class Landmarks:
     def world(self) -> np.ndarray:
         """(L, dim) in mm, in the order x, y(, z); NaN for missing ones."""
         return self.geometry.world(self.voxel)
+
+    @property
+    def in_image(self) -> Landmarks:
+        """The same, with those outside of the image missing: there, none can be found."""
+        inside = ((self.voxel > -0.5) & (self.voxel < np.array(self.geometry.shape) - 0.5)).all(axis=1, keepdims=True)
+        return replace(self, voxel=np.where(inside, self.voxel, np.nan))
 
 
 def read(path: Path) -> Landmarks:

@@ -103,6 +103,17 @@ def test_missing_landmarks_are_counted_as_rates_of_their_own(folders):
     assert found["invented"][MICRO].mean == pytest.approx(sum(invented) / len(invented))
 
 
+def test_landmarks_outside_of_the_image_count_as_missing(tmp_path):
+    """None can be found there; those on the border belong to the image."""
+    truth = [[-0.4, SIZE[1] - 0.6], [-0.6, 5.0], [5.0, SIZE[1] - 0.4]]
+    write(tmp_path / "truth" / "a.json", truth)
+    write(tmp_path / "found" / "a.json", [truth[0], [0.0, 5.0], None])
+    tables = evaluate_landmarks(tmp_path / "truth", tmp_path / "found", progress=False).tables
+    assert tables["MRE"] == pytest.approx(np.array([[0.0, math.nan, math.nan]]), nan_ok=True)
+    assert tables["missed"] == pytest.approx(np.array([[0.0, math.nan, math.nan]]), nan_ok=True)
+    assert tables["invented"] == pytest.approx(np.array([[math.nan, 1.0, 0.0]]), nan_ok=True)
+
+
 def test_the_interval_is_a_bootstrap_over_cases(folders):
     found = evaluate_landmarks(*folders, progress=False).statistics["MRE"][MICRO]
     rows = expected_errors()

@@ -181,6 +181,7 @@ def test_validation_writes_landmarks_and_their_errors(dots: Callable[..., Path])
         for label, error in enumerate(errors, 1):
             assert entry["metrics"][str(label)]["MRE"] == pytest.approx(error, nan_ok=True)
     calibration = summary["nnunet_semi"][SAMPLES]  # by which predictions are calibrated
+    assert calibration["epoch"] == trainer.current_epoch
     for row, entry in enumerate(summary["metric_per_case"]):
         details = read(folder / f"{entry['case']}.json").details
         for name in ("peak", "width"):

@@ -43,6 +43,7 @@ class nnUNetTrainerCopy(nnUNetTrainerHeatmap):
         convolution = torch.nn.Conv3d if len(configuration_manager.patch_size) == 3 else torch.nn.Conv2d
         return convolution(channels, outputs, 3, padding=1)
 """
+EPOCH = 7
 SIGMA = 2.0  # mm, of the trainer
 GROUND, HEIGHT = 20, 200  # of a dot, whose logit is then 4, where that of the ground is -4
 WIDE = 1.5  # mm, standard deviation of the dots
@@ -116,6 +117,7 @@ def checkpoint(dimension, channels, landmarks, shift):
     return {
         "network_weights": {"weight": weight, "bias": torch.tensor([0.0, *[-4 - 8 * GROUND / HEIGHT] * landmarks])},
         "trainer_name": TRAINER,
+        "current_epoch": EPOCH,
         "init_args": {"configuration": CONFIGURATION[dimension]},
         "inference_allowed_mirroring_axes": None,
     }
@@ -245,7 +247,10 @@ def test_uncertainties_are_calibrated_on_the_validation_cases(model, tmp_path):
         wrong = reference.geometry.voxel(reference.world + [5.0, 0.0])
         validated.append((reference, Landmarks(reference.names, wrong, reference.geometry, details)))
     summary = folder / "fold_0" / "validation" / "summary.json"
-    summary.write_text(json.dumps({"nnunet_semi": {SAMPLES: samples(validated)}}))
+    summary.write_text(json.dumps({"nnunet_semi": {SAMPLES: samples(validated, EPOCH - 1)}}))
+    _, reason = predict(folder, tmp_path / "other")
+    assert f"about the network after epoch {EPOCH - 1}, and the checkpoint has epoch {EPOCH}; choose" in reason
+    summary.write_text(json.dumps({"nnunet_semi": {SAMPLES: samples(validated, EPOCH)}}))
     _, reason = predict(folder, tmp_path / "calibrated")
     assert reason == ""
     found = landmark_files.read(tmp_path / "calibrated" / "case_6.json").details
@@ -262,8 +267,8 @@ def test_errors_of_another_model_or_damaged_ones_calibrate_nothing(tmp_path, fou
     geometry = Geometry.of((9, 9), (1.0, 1.0))
     landmarks = Landmarks(("a", "b", "c"), np.ones((3, 2)), geometry, {"peak": np.ones(3), "width": np.ones(3)})
     summary = tmp_path / "summary.json"
-    summary.write_text(json.dumps({"nnunet_semi": {SAMPLES: samples([(landmarks, landmarks)] * 20) | found}}))
-    learned, reason = from_validation([summary], landmarks.names, SIGMA, dim=2)
+    summary.write_text(json.dumps({"nnunet_semi": {SAMPLES: samples([(landmarks, landmarks)] * 20, EPOCH) | found}}))
+    learned, reason = from_validation([summary], [EPOCH], landmarks.names, SIGMA, dim=2)
     assert learned is None and reason.startswith(str(summary)) and "--val" in reason
 
 

@@ -216,7 +216,7 @@ class nnUNetTrainerHeatmap(PluginTrainer):
                     path.unlink()
             evaluation = evaluate_landmarks(references, folder, chill=True)
             pairs = ((case.reference, case.prediction) for case in evaluation.cases)
-            evaluation.write(folder, overwrite=True, further={SAMPLES: samples(pairs)})
+            evaluation.write(folder, overwrite=True, further={SAMPLES: samples(pairs, self.current_epoch)})
             self.logger.log_summary("final_val/mre_mm", evaluation.statistics["MRE"][MICRO].mean)
             self.print_to_log_file(f"Validation complete\n{evaluation.as_text()}")
 

@@ -27,7 +27,7 @@ class LandmarkCase:
 
     Attributes:
         case: its name.
-        reference: where they are.
+        reference: where they are; those outside of the image count as missing.
         prediction: where they were found, the same landmarks.
         reference_file: where the reference was read from.
         prediction_file: where the prediction was read from.
@@ -107,7 +107,7 @@ def _pairs(
 
 
 def _case(case: str, first: Path, second: Path, names: Sequence[str] | None) -> LandmarkCase:
-    reference, prediction = landmark_files.read(first), landmark_files.read(second)
+    reference, prediction = landmark_files.read(first).in_image, landmark_files.read(second)
     if names is not None and list(reference.names) != list(names):
         raise UserError(f"{first} has other landmarks than the first reference; expected {name_some(names, 5)}")
     if list(prediction.names) != list(reference.names):

@@ -120,13 +120,14 @@ def _logit(peak: Floats) -> Floats:
     return logit(np.clip(peak, 1e-4, 1 - 1e-4))
 
 
-def samples(cases: Iterable[tuple[landmark_files.Landmarks, landmark_files.Landmarks]]) -> dict[str, Any]:
+def samples(cases: Iterable[tuple[landmark_files.Landmarks, landmark_files.Landmarks]], epoch: int) -> dict[str, Any]:
     """What `from_validation` learns from, for the validation's summary.json, so that it travels with the model.
 
     Args:
         cases: reference and prediction, with the details `peak` and `width` (in units of σ).
+        epoch: of the network that predicts; it tells the final checkpoint from the best one.
     """
-    found: dict[str, Any] = {"names": []} | {name: [] for name in COLUMNS}
+    found: dict[str, Any] = {"names": [], "epoch": epoch} | {name: [] for name in COLUMNS}
     for reference, prediction in cases:
         found["names"] = list(reference.names)
         error = np.linalg.norm(prediction.world - reference.world, axis=1)
@@ -138,7 +139,7 @@ def samples(cases: Iterable[tuple[landmark_files.Landmarks, landmark_files.Landm
 
 
 def from_validation(
-    summaries: Sequence[Path], names: Sequence[str], sigma: float, dim: int
+    summaries: Sequence[Path], epochs: Sequence[int], names: Sequence[str], sigma: float, dim: int
 ) -> tuple[Calibration | None, str]:
     """Learns from what a training's final validation left, and says in a sentence why there is none.
 
@@ -147,17 +148,23 @@ def from_validation(
 
     Args:
         summaries: `validation/summary.json` of every fold.
+        epochs: of the checkpoints that predict.
         names: of the landmarks.
         sigma: of the heatmaps, in mm.
         dim: of the images.
     """
     tables = []
-    for path in summaries:
+    for path, epoch in zip(summaries, epochs, strict=True):
         try:
             found = load_json(path)["nnunet_semi"][SAMPLES]
             table = np.array([found[name] for name in COLUMNS], float)  # (4, cases, landmarks), None becomes NaN
             if found["names"] != list(names) or table.shape[2:] != (len(names),):
                 raise UserError("of another model")
+            if found["epoch"] != epoch:
+                return None, (
+                    f"{path} is about the network after epoch {found['epoch']}, and the checkpoint has epoch {epoch}; "
+                    "choose the checkpoint that was validated with -chk"
+                )
         except (UserError, LookupError, TypeError, ValueError):
             return None, (
                 f"{path} does not tell how far off the model's landmarks were in validation; write it by "
