@@ -253,17 +253,26 @@ def test_a_continued_training_with_unlabeled_images_is_the_unbroken_one(
 
 
 def test_pseudo_landmarks_count_by_their_peak(dots: Callable[..., Path]) -> None:
-    """A teacher that shows two landmarks, one half as high, and nothing for the third."""
+    """A teacher that shows one landmark, another not quite so high, and a third one that is too low to count."""
     trainer = heatmap_trainer(dots(2, noise=0.2, unlabeled=4), nnUNetTrainerHeatmapMeanTeacher)
     trainer.initialize()
     shape = trainer.configuration_manager.patch_size
-    points = torch.tensor([[[10.0, 12.5], [20.25, 15.0], [-99.0, -99.0]]]).repeat(2, 1, 1)
-    heatmaps = render(points, shape, trainer.voxel_sigma) * torch.tensor([1.0, 0.5, 0.0])[:, None, None]
+    points = torch.tensor([[[10.0, 12.5], [20.25, 15.0], [12.0, 22.0]]]).repeat(2, 1, 1)
+    heatmaps = render(points, shape, trainer.voxel_sigma) * torch.tensor([1.0, 0.8, 0.3])[:, None, None]
     logits = torch.logit(heatmaps, 1e-5) - math.log(BLOB_LEVEL / (1 - BLOB_LEVEL))
     trainer.teach = lambda images: torch.cat([torch.zeros(2, 1, *shape), logits], 1)
     found, peak = trainer.pseudo_landmarks(torch.zeros(2, 1, *shape))
-    assert (found - points)[:, :2].abs().max() < 0.05
-    torch.testing.assert_close(peak, torch.tensor([[1.0, 0.5, 0.0]]).repeat(2, 1), atol=0.1, rtol=0)
+    assert (found - points).abs().max() < 0.05
+    torch.testing.assert_close(peak, torch.tensor([[1.0, 0.8, 0.3]]).repeat(2, 1), atol=0.05, rtol=0)
+    learned, loss = [], trainer.loss
+    trainer.loss = lambda *arguments: (learned.append(arguments[1:]), loss(*arguments))[1]
+    images = torch.randn(2, 1, *shape, generator=torch.Generator().manual_seed(0))
+    step = trainer.losses(images, points, images)
+    (labeled,), (marked, weights) = learned
+    assert labeled is points and torch.equal(marked, found)
+    assert torch.equal(weights, peak * torch.tensor([1.0, 1.0, 0.0]))
+    assert step.curves["semi_kept"] == pytest.approx(2 / 3) and step.shares.tolist() == pytest.approx([1 / 3, 1, 1, 0])
+    assert step.unsupervised > 0
 
 
 # --- what is refused ---

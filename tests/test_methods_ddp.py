@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ from small_dataset import environment, make_dataset, plan
 from test_ddp import PROCESSES, SHORT, close, comparable, ddp_on_cpu, gradients, half, on_cpu
 from test_methods import METHODS
 from tiny_trainer import make_trainer, random_batch
+
+SEEN = np.array([[(8, 2), (1, 1), (1, 1)], [(2, 0), (0, 6), (0, 6)]])  # process × true, false positives, missed × class
 
 
 def networks(trainer: Any) -> dict[str, dict[str, Tensor]]:
@@ -80,6 +83,15 @@ def whole_training(plans_file: Path) -> dict[str, Any]:
     return {"trained": networks(trainer), "loaded": networks(again)}
 
 
+def learned(plans_file: Path, rank: int) -> float:
+    """The Dice of the class that is learned worst, after a validation in which each process saw other images."""
+    trainer = make_trainer(on_cpu(nnUNetTrainerUniMatchV2), plans_file, **SHORT, wait_for_classes=True)
+    trainer.initialize()
+    names, counts = ("tp_hard", "fp_hard", "fn_hard"), SEEN[rank]
+    trainer.on_validation_epoch_end([{"loss": np.float32(1), **dict(zip(names, counts, strict=True))}])
+    return trainer._learned()
+
+
 def process(rank: int, plans_file: Path, folder: Path) -> None:
     """All that is done in one process; what it found goes to a file."""
     torch.set_num_threads(1)
@@ -89,6 +101,7 @@ def process(rank: int, plans_file: Path, folder: Path) -> None:
             "gradients": split_step(plans_file, torch.load(folder / "joint.pt", weights_only=False)),
             "methods": {cls.__name__: steps_of(cls, plans_file) for cls in METHODS},
             "training": whole_training(plans_file),
+            "learned": learned(plans_file, rank),
         }
     torch.save(found, folder / f"rank_{rank}.pt")
     dist.destroy_process_group()
@@ -128,6 +141,11 @@ def test_networks_and_thresholds_stay_the_same_in_all_processes(ranks, cls):
     assert ("teacher" in first) == issubclass(cls, nnUNetTrainerTeacher)
     for kind, values in first.items():
         assert all(torch.equal(value, second[kind][name]) for name, value in values.items()), kind
+
+
+def test_the_class_that_is_learned_worst_is_that_of_all_processes(ranks):
+    """2 · 2 / (2 · 2 + 7 + 7), where the first process alone would have 2 · 2 / (2 · 2 + 1 + 1)."""
+    assert [rank["learned"] for rank in ranks] == pytest.approx([4 / 18] * 2)
 
 
 def test_the_checkpoint_holds_the_teacher_for_nnunet_and_the_student_beside_it(folder, ranks):

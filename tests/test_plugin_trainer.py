@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from importlib.metadata import version
 from pathlib import Path
 
@@ -104,6 +105,36 @@ def test_an_interrupted_write_keeps_the_earlier_checkpoint(tiny_2d, monkeypatch)
         trainer.save_checkpoint(str(path))
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.glob("*checkpoint*")] == [path.name]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_kill_in_the_middle_of_a_write_keeps_the_earlier_checkpoint(tiny_2d):
+    trainer = make_trainer(PluginTrainer, tiny_2d)
+    trainer.initialize()
+    path = Path(trainer.output_folder, "checkpoint_latest.pth")
+    trainer.save_checkpoint(str(path))
+    before = path.read_bytes()
+    save = torch.save
+
+    def torn(checkpoint, target):
+        save(checkpoint, target)
+        if isinstance(target, (str, os.PathLike)):
+            os.truncate(target, len(before) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if child == 0:
+        try:
+            torch.save = torn
+            trainer.save_checkpoint(str(path))
+        finally:
+            os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert path.read_bytes() == before
+    (left,) = (file for file in path.parent.iterdir() if "checkpoint" in file.name and file != path)
+    assert left.stat().st_size == len(before) // 2
+    left.unlink()
+    make_trainer(PluginTrainer, tiny_2d).load_checkpoint(str(path))
 
 
 def test_a_training_starts_without_what_a_killed_one_left(tiny_2d, monkeypatch):
