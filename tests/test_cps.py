@@ -158,6 +158,20 @@ def test_losses_equal_a_plain_reference(tiny, labels, deep):
     torch.testing.assert_close(losses.unsupervised, pseudo, rtol=1e-4, atol=1e-4)
 
 
+def test_losses_of_the_original_equal_a_plain_reference(tiny_2d):
+    """Cross entropy against the other network's label, over labeled and unlabeled voxels alike."""
+    trainer = initialized(nnUNetTrainerCPSOriginal, tiny_2d, enable_deep_supervision=False)
+    trainer.strong_view = lambda images: images
+    batch = random_batch(trainer)
+    losses = trainer.losses(*arguments(batch))
+    logits = [
+        network(torch.cat([batch["data"], batch["unlabeled"]])) for network in (trainer.network, trainer.network_2)
+    ]
+    labels = [values.argmax(1, keepdim=True) for values in logits]
+    expected = sum(-own.log_softmax(1).gather(1, other).mean() for own, other in zip(logits, labels[::-1], strict=True))
+    torch.testing.assert_close(losses.unsupervised, expected, rtol=1e-4, atol=1e-5)
+
+
 def reference(
     logits: torch.Tensor, target: torch.Tensor, regions: bool, ignore: int | None, smoothing: float = 0.0
 ) -> torch.Tensor:

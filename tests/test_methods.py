@@ -18,6 +18,7 @@ from nnunet_semi.curves import KEPT, SHARES
 from nnunet_semi.errors import UserError
 from nnunet_semi.plugin_trainer import CHECKPOINT_KEY, unwrap
 from nnunet_semi.trainers.nnUNetTrainerBCP import nnUNetTrainerBCP
+from nnunet_semi.trainers.nnUNetTrainerCPS import nnUNetTrainerCPSCutMix, nnUNetTrainerCPSOriginal
 from nnunet_semi.trainers.nnUNetTrainerMeanTeacher import nnUNetTrainerMeanTeacher, nnUNetTrainerUAMT
 from nnunet_semi.trainers.nnUNetTrainerTeacher import nnUNetTrainerTeacher
 from nnunet_semi.trainers.nnUNetTrainerUniMatch import (
@@ -89,6 +90,34 @@ def check_prediction(trainer: Any) -> None:
     image = np.random.default_rng(0).random((1, 1, 32, 32), dtype=np.float32)
     label = predictor.predict_single_npy_array(image, {"spacing": [999, 1, 1]})
     assert label.shape == (1, 32, 32) and label.max() <= 2
+
+
+UNIMATCH = {"threshold": 0.95, "cutmix_p": 0.5, "unsupervised_weight": 2.0, "ramp_length": 0.0}
+DICE_ALONE = {"pseudo_weight_ce": 0.0, "pseudo_weight_dice": 1.0, "pseudo_dice_background": True}
+CE_ALONE = {"pseudo_weight_ce": 1.0, "pseudo_weight_dice": 0.0}
+MEAN_TEACHER = {"alpha": 0.99, "unsupervised_weight": 0.1, "ramp_length": 1.0}
+PUBLISHED = {  # weights as the classes say: for an L_x of CE + Dice, without the authors' factor before it all
+    nnUNetTrainerCPSOriginal: {**CE_ALONE, "unsupervised_weight": 1.5, "ramp_length": 0.0},
+    nnUNetTrainerCPSCutMix: {**CE_ALONE, "cutmix_p": 1.0},
+    nnUNetTrainerFixMatch: {**UNIMATCH, **DICE_ALONE},
+    nnUNetTrainerUniMatch: {**UNIMATCH, **DICE_ALONE},
+    nnUNetTrainerUniMatchClassAdaptive: {**UNIMATCH, **DICE_ALONE},
+    nnUNetTrainerUniMatchV2: {
+        **UNIMATCH,
+        **CE_ALONE,
+        "unsupervised_weight": 1.0,
+        "pseudo_ce_over_all": True,
+        "alpha": 0.996,
+    },
+    nnUNetTrainerMeanTeacher: MEAN_TEACHER,
+    nnUNetTrainerUAMT: {**MEAN_TEACHER, "passes": 8},
+    nnUNetTrainerBCP: {"alpha": 0.99, "unsupervised_weight": 0.5, "ramp_length": 0.0, "box_side": 2 / 3},
+}
+
+
+@pytest.mark.parametrize("cls", PUBLISHED)
+def test_constants_are_the_published_ones(cls: type) -> None:
+    assert {name: getattr(cls, name) for name in PUBLISHED[cls]} == PUBLISHED[cls]
 
 
 def test_methods_with_a_threshold_wait_until_every_class_is_learned(tiny_2d: Path) -> None:

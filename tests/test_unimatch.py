@@ -18,6 +18,7 @@ from nnunet_semi.trainers.nnUNetTrainerUniMatch import (
     nnUNetTrainerUniMatchClassAdaptive,
 )
 from nnunet_semi.trainers.nnUNetTrainerUniMatchV2 import nnUNetTrainerUniMatchV2
+from scored_model import disturb
 from tiny_trainer import make_trainer, random_batch
 
 METHODS = [nnUNetTrainerFixMatch, nnUNetTrainerUniMatch, nnUNetTrainerUniMatchClassAdaptive, nnUNetTrainerUniMatchV2]
@@ -117,6 +118,33 @@ def test_losses_equal_a_plain_reference(tiny_2d):
     torch.testing.assert_close(found.curves["semi_kept"], sure.float().mean())
     shares = torch.stack([(sure & (label == index)).float().mean() for index in range(3)])
     torch.testing.assert_close(found.kept, shares)
+
+
+def test_losses_of_version_2_equal_a_plain_reference(tiny_2d):
+    """The teacher's pseudo label, complementary channels and cross entropy over all voxels, all written out."""
+    trainer = initialized(nnUNetTrainerUniMatchV2, tiny_2d, threshold=0.4, enable_deep_supervision=False)
+    network, teacher = trainer.network, trainer.teacher.module
+    disturb(teacher, torch.Generator().manual_seed(0))
+    batch = random_batch(trainer)
+    torch.manual_seed(1)
+    found = losses_of(trainer, batch)
+    torch.manual_seed(1)
+    weak = batch["unlabeled"]
+    views = trainer.mixed_view(weak), trainer.mixed_view(weak)
+    masks = trainer.dropout.complementary(len(weak))
+    with torch.no_grad():
+        confidence, label = teacher(weak).softmax(1).max(1)
+        assert not torch.equal(label, network(weak).argmax(1))
+        sure = confidence >= 0.4
+        assert 0.05 < sure.float().mean() < 0.95
+        expected = torch.zeros(())
+        for (view, mix), kept in zip(views, masks, strict=True):
+            features = [f * m[:, :, None, None] for f, m in zip(network.encoder(view), kept, strict=True)]
+            box = mix.mask[:, 0]
+            pasted, counted = (torch.where(box, of.roll(1, 0), of) for of in (label, sure))
+            entropy = -network.decoder(features).log_softmax(1).gather(1, pasted[:, None])[:, 0]
+            expected += 0.5 * entropy[counted].sum() / entropy.numel()
+    torch.testing.assert_close(found.unsupervised, expected, rtol=1e-4, atol=1e-5)
 
 
 @every_method
