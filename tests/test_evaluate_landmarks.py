@@ -315,10 +315,10 @@ def test_broken_points_of_a_prediction_are_told(challenge, change, said):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--compare", "x"], "got --compare together with landmarks"),
-        (["-l", "1"], "got -l together with landmarks"),
-        (["--metrics", "nsd"], "got --metrics together with landmarks"),
-        (["--tolerance", "1"], "got --tolerance together with landmarks"),
+        (["--compare", "x"], "got --compare together with --landmarks"),
+        (["-l", "1"], "got -l together with --landmarks"),
+        (["--metrics", "nsd"], "got --metrics together with --landmarks"),
+        (["--tolerance", "1"], "got --tolerance together with --landmarks"),
     ],
 )
 def test_flags_for_label_maps_are_refused(folders, capsys, arguments, said):

@@ -405,6 +405,12 @@ def test_an_unfinished_model_is_told(model: Path, table: Path) -> None:
         score("entropy", table, trainer="nnUNetTrainerCPSCutMix")
 
 
+def test_a_place_that_cannot_be_written_is_told(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file.table cannot be written .Not a directory.; choose another file with -o"):
+        score("entropy", tmp_path / "file" / "table.csv")
+
+
 def test_the_table_goes_to_the_folder_of_the_model(model: Path) -> None:
     summary = score("entropy", None)
     assert summary.table == model / "unlabeled_scores" / "entropy_fold0_no_tta.csv"

@@ -18,13 +18,20 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
-from begun_selftraining import BASE, SETTINGS, begun
+from begun_selftraining import BASE, SETTINGS, TRAINER, begun
 from begun_selftraining import own as own
 from nnunet_semi.errors import UserError, WrongUse
-from nnunet_semi.selftraining.branch import reserve
+from nnunet_semi.selftraining.branch import branch, reserve
 from nnunet_semi.selftraining.checks import IDS_LOCK, LOCK
 from nnunet_semi.selftraining.folder import STATE, RunFolder
-from nnunet_semi.selftraining.plan import BEING_WRITTEN, all_steps, continue_training, remove_half_written
+from nnunet_semi.selftraining.plan import (
+    BEING_WRITTEN,
+    all_steps,
+    continue_training,
+    models,
+    remove_half_written,
+    short_name,
+)
 from nnunet_semi.selftraining.results import (
     RoundResult,
     best_round,
@@ -132,6 +139,29 @@ def test_what_begins_at_once_gets_ids_of_its_own(own: Callable[..., Path]) -> No
     assert json.loads((root / "run" / STATE).read_text())["datasets"] == [3, 4]
     names = ["Dataset003_Tiny_2d_fold1_round1", "Dataset004_Tiny_2d_fold1_round2"]
     assert sorted(path.name for path in (root / "nnUNet_raw").glob("Dataset*_fold1_*")) == names
+
+
+@pytest.mark.parametrize("stop_early, expected", [(True, [0.5, 0.4]), (False, [0.5, 0.4, 0.9])])
+def test_it_can_end_after_the_first_round_that_does_not_improve(
+    own: Callable[..., Path], stop_early: bool, expected: list[float]
+) -> None:
+    """All that the rounds would do lies on disk, with a Dice that falls and rises again."""
+    root, said = own(), list[str]()
+    trainers = [f"{TRAINER}_{epochs}epochs" for epochs in (3, 2, 2)]
+    run = begun(root / "run", replace(SETTINGS, stop_early=stop_early, trainers=trainers))
+    for step in all_steps(run, "cpu"):
+        run.mark_done(step.name, 1.0)
+    for model, dice in zip(models(run), (0.5, 0.4, 0.9), strict=True):
+        if model.round:
+            branch(1, run.numbers[model.round - 1], short_name(run, model.round))
+        (model.folder / "validation").mkdir(parents=True)
+        summary = {"foreground_mean": {"Dice": dice}, "mean": {"1": {"Dice": dice}, "2": {"Dice": dice}}}
+        (model.folder / "validation" / "summary.json").write_text(json.dumps(summary))
+    options: dict[str, Any] = {"rounds": 2, "trainer": TRAINER, "epochs": (3, 2), "stop_early": stop_early}
+    result = selftrain(1, "2d", device="cpu", folder=root / "run", report=said.append, **options)
+    assert result is not None and [found.dice for found in result.rounds] == expected
+    assert result.best is result.rounds[0 if stop_early else 2]
+    assert ("round 1 is not better than those before; that was the last" in said) == stop_early
 
 
 # --- what a kill leaves ---

@@ -66,7 +66,10 @@ def _run_landmarks(args: Namespace) -> int:
     from nnunet_semi.evaluation.result import without_nan
 
     own = {"--compare": args.compare, "-l": args.labels, "--runtime": args.runtime}
-    _refuse("landmarks", own | {"--metrics": args.metrics, "--tolerance": args.tolerance})
+    _refuse(
+        "--landmarks" if args.landmarks else f"--challenge {args.challenge}",
+        own | {"--metrics": args.metrics, "--tolerance": args.tolerance},
+    )
     found = evaluate_landmarks(
         args.reference,
         args.prediction,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_semi.errors import UserError
-from nnunet_semi.filtering.table import Row, work_folder
+from nnunet_semi.filtering.table import PREDICTIONS, Row, work_folder
 from nnunet_semi.fingerprint import fingerprint
 from nnunet_semi.locks import locked
 from nnunet_semi.raw import load_json
@@ -53,11 +53,21 @@ class Parts:
             raise UserError(f"{self.table} {reason}; choose another file with -o, or pass --overwrite to start over")
 
     def begin(self) -> None:
-        """Makes the folder, or turns one with scores of another provenance to this one."""
-        if self._before() != self.provenance:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.table.unlink(missing_ok=True)  # or it would lie beside predictions of another model
-            write_json(self.folder / PROVENANCE, self.provenance)
+        """Makes the folder, or turns one with scores of another provenance to this one.
+
+        Raises:
+            UserError: nothing can be written there.
+        """
+        try:
+            if self._before() != self.provenance:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self.table.unlink(missing_ok=True)  # or it would lie beside predictions of another model
+                write_json(self.folder / PROVENANCE, self.provenance)
+            (self.folder / PREDICTIONS).mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{self.folder} cannot be written ({error.strerror or error}); choose another file with -o"
+            ) from error
 
     def _before(self) -> dict[str, Any] | None:
         return provenance_of(self.table) or None

@@ -112,7 +112,6 @@ def score_unlabeled(
         scorer = _scorer(model, by, mirroring, _device(device, log), cases)
         parts.begin()
         predictions = parts.folder / PREDICTIONS
-        predictions.mkdir(exist_ok=True)
         with parts.writing(part_id, num_parts) as path:
             for case in tqdm(todo, desc="scoring", disable=None if progress else True):
                 row, prediction = scorer(case)

@@ -102,7 +102,7 @@ def predict_landmarks(
         except torch.OutOfMemoryError as error:
             raise UserError(f"{files[0]} needs more GPU memory than is free; pass -device cpu") from error
         except Exception as error:
-            raise UserError(f"{files[0]} cannot be predicted ({_first_line(error)}); check the image") from error
+            raise UserError(f"{files[0]} cannot be predicted ({_last_line(error)}); check the image") from error
         landmark_files.write(target, found)
     _write_table(output, cases)
     return output, predictor.uncalibrated_because
@@ -155,8 +155,9 @@ def _device(asked_for: str | None) -> torch.device:
     return torch.device(name)
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+def _last_line(error: Exception) -> str:
+    """The cause, which SimpleITK tells last."""
+    return next(reversed(str(error).strip().splitlines()), type(error).__name__)[:200]
 
 
 def _write_table(output: Path, cases: dict[str, list[str]]) -> None:

@@ -104,7 +104,7 @@ def preprocess_unlabeled(
         log: takes sentences about what is going on.
 
     Raises:
-        BadCases: there are bad cases and `skip_bad` is False; the good ones are done.
+        BadCases: there are bad cases and `skip_bad` is False, or no good ones; the good ones are done.
         UserError: folders, plans, file names or the machine are not as needed.
     """
     name = raw.dataset_name(dataset)
@@ -123,8 +123,11 @@ def preprocess_unlabeled(
             IdentifierSummary(recipe.folder, counts["good"], unchanged, counts["removed"], index.bad, warnings)
         )
     summary = PreprocessingSummary(name, summaries)
+    command = preprocess_command(name, configurations, plans)
+    if len(summary.bad) == len(cases):
+        raise BadCases(_none_usable(summary.bad, name, command), summary)
     if summary.bad and not skip_bad:
-        raise BadCases(_refusal(summary.bad, name, preprocess_command(name, configurations, plans)), summary)
+        raise BadCases(_refusal(summary.bad, name, command), summary)
     return summary
 
 
@@ -173,7 +176,7 @@ def ensure_preprocessed(
     if index.bad and not index.skip_bad:
         raise BadCases(_refusal(index.bad, name, recipe.command))
     if not index.good:
-        raise UserError(f"none of the {len(index.bad)} unlabeled cases of {name} is usable: {_reasons(index.bad)}")
+        raise UserError(_none_usable(index.bad, name, recipe.command))
     if index.bad:
         log(f"training goes without {len(index.bad)} bad unlabeled case(s), as was chosen: {_reasons(index.bad)}")
     for warning in _warnings(index, recipe):
@@ -238,6 +241,13 @@ def _refusal(bad: Mapping[str, str], name: str, command: str) -> str:
     return (
         f"{len(bad)} unlabeled case(s) of {name} cannot be used: {_reasons(bad)}; repair or delete the files and run "
         f"`{command}`, or go without them by `{command} --skip-bad`"
+    )
+
+
+def _none_usable(bad: Mapping[str, str], name: str, command: str) -> str:
+    return (
+        f"none of the {len(bad)} unlabeled cases of {name} is usable: {_reasons(bad)}; repair or replace the files in "
+        f"imagesUn and run `{command}`"
     )
 
 
