@@ -414,7 +414,7 @@ def test_a_missing_channel_and_a_damaged_image_are_named(model, tmp_path):
     with pytest.raises(UserError, match="case_6 in .* has not 3 channels"):
         predict(folder, tmp_path / "out", source=source)
     (source / "case_6_0001.mha").write_bytes(b"NDims = 2")
-    with pytest.raises(UserError, match=r"case_6_0000\.mha cannot be predicted"):
+    with pytest.raises(UserError, match=r"case_6_0000\.mha cannot be predicted \((?!Exception thrown in SimpleITK)"):
         predict(folder, tmp_path / "out", source=source)
     assert list((tmp_path / "out").iterdir()) == []
 

@@ -65,11 +65,9 @@ def _run_landmarks(args: Namespace) -> int:
     from nnunet_semi.evaluation.landmarks import evaluate_landmarks
     from nnunet_semi.evaluation.result import without_nan
 
+    asked = "--landmarks" if args.landmarks else f"--challenge {args.challenge}"
     own = {"--compare": args.compare, "-l": args.labels, "--runtime": args.runtime}
-    _refuse(
-        "--landmarks" if args.landmarks else f"--challenge {args.challenge}",
-        own | {"--metrics": args.metrics, "--tolerance": args.tolerance},
-    )
+    _refuse(asked, own | {"--metrics": args.metrics, "--tolerance": args.tolerance})
     found = evaluate_landmarks(
         args.reference,
         args.prediction,
