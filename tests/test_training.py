@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import shutil
@@ -165,6 +166,26 @@ def test_an_exported_model_predicts_the_same_without_the_plugin(trained: SimpleN
     assert installed.stat().st_size < 0.5 * (trained.folder / "checkpoint_final.pth").stat().st_size
     run(stock, *prediction(trained.root, there, "2d_w4", "nnUNetTrainer"))
     assert_same_label_maps(here, there)
+
+
+@pytest.mark.slow
+def test_a_teacher_begins_with_other_weights_and_is_validated_again(trained: SimpleNamespace, tmp_path: Path) -> None:
+    """By the commands of README: -pretrained_weights, then --npz, --val and a prediction."""
+    env = {**trained.env, "nnUNet_results": str(tmp_path)}
+    trainer = "nnUNetTrainerUniMatchV2_1epochs_1iters_seed0"
+    weights = str(trained.folder / "checkpoint_final.pth")
+    said = run(env, *training("-pretrained_weights", weights, "--npz", trainer=trainer))
+    assert "Loading pretrained weights" in said
+    validation = fold_folder(tmp_path, trainer=trainer) / "validation"
+    summary = (validation / "summary.json").read_bytes()
+    probabilities = sorted(path.name for path in validation.glob("*.npz"))
+    assert len(probabilities) == len(json.loads(summary)["metric_per_case"])
+    shutil.rmtree(validation)
+    run(env, *training("--val", trainer=trainer))
+    assert (validation / "summary.json").read_bytes() == summary
+    assert not list(validation.glob("*.npz"))
+    run(env, *prediction(trained.root, tmp_path / "predicted", "2d_w4", trainer))
+    assert len(list((tmp_path / "predicted").glob("*.png"))) == 2
 
 
 def assert_same_label_maps(first: Path, second: Path) -> None:
