@@ -48,6 +48,15 @@ def test_commands_and_links_exist(page, capsys):
         assert (page.parent / link).exists(), link
 
 
+def test_continuous_integration_runs_the_test_command_of_the_readme():
+    """In an environment that it keeps; what is installed and what is run are the same."""
+    (line,) = re.findall(r"^(python3 -m venv .*pytest)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    _, installation, tests = line.split(" && ")
+    script = (ROOT / ".ci" / "run").read_text()
+    assert installation.removeprefix(".venv/bin/pip install ") in script
+    assert tests.removeprefix(".venv/bin/") in script
+
+
 def test_the_readme_names_every_trainer():
     text = (ROOT / "README.md").read_text()
     assert [name for name in TRAINERS if f"`{name}`" not in text] == []

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from io import StringIO
 from pathlib import Path
@@ -169,7 +169,7 @@ def require_dataset(table: Path, provenance: Mapping[str, Any], dataset: str) ->
 
 
 def current_rows(
-    table: Path, rows: Sequence[Row], provenance: Mapping[str, Any], dataset: str, unlabeled: Collection[str]
+    table: Path, rows: Sequence[Row], provenance: Mapping[str, Any], dataset: str, unlabeled: Iterable[str]
 ) -> list[Row]:
     """The rows of the cases that are still there; a person who looks at scores deletes images.
 
@@ -180,8 +180,9 @@ def current_rows(
     Raises:
         UserError: none is, or nothing says that the others ever were.
     """
-    current = [row for row in rows if row.case in unlabeled]
-    unknown = [row.case for row in rows if row.case not in unlabeled]
+    known = {*unlabeled}
+    current = [row for row in rows if row.case in known]
+    unknown = [row.case for row in rows if row.case not in known]
     if unknown and not (provenance and current):
         raise UserError(
             f"{table} names {len(unknown)} case(s) that are not among the unlabeled ones of {dataset} "
