@@ -73,7 +73,10 @@ def pseudo_images(dataset: str | int) -> Path:
     cases = raw.unlabeled_cases(folder, dataset_json)
     unknown = [case for case in selected if case not in cases]
     if unknown:
-        raise UserError(f"{path} selects {raw.name_some(unknown)}, not in {folder / 'imagesUn'}; select again")
+        raise UserError(
+            f"{path} selects {raw.name_some(unknown)}, not in {folder / 'imagesUn'}; put the images back, or run "
+            f"`nnunet_semi select -d {raw.dataset_id(name)} --overwrite` with the same table and rules"
+        )
     files = [Path(file) for case in selected for file in _with_spacing(case, cases[case])]
     target = folder / IMAGES
     if _names(target) != {file.name for file in files}:
