@@ -15,7 +15,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from torch import nn
 
 from nnunet_semi.discovery import find_trainer
-from nnunet_semi.discovery.suggestions import nearest_names
+from nnunet_semi.discovery.suggestions import hint
 from nnunet_semi.errors import EnvironmentNotReady, UserError
 
 INIT_ARGUMENTS = ("plans", "configuration", "fold", "dataset_json", "device")  # of nnUNetTrainer.__init__
@@ -49,10 +49,8 @@ def find_trainer_class(name: str) -> type[nnUNetTrainer]:
             return recursive_find_trainer_class_by_name(name)
         with contextlib.suppress(AttributeError):
             return find_trainer(name)
-    near = nearest_names(name)
-    hint = f"did you mean {' or '.join(near)}?" if near else "`nnunet_semi list` shows the names."
     raise EnvironmentNotReady(
-        f"the trainer {name} is not found; {hint} One of your own is found through the environment variable "
+        f"the trainer {name} is not found; {hint(name)} One of your own is found through the environment variable "
         "nnUNet_extTrainer, which names the folder of its file"
     )
 

@@ -27,9 +27,13 @@ def nearest_names(name: str, count: int = 3) -> list[str]:
     return difflib.get_close_matches(name, [*TRAINERS, *nnunet_trainer_names()], count, cutoff=0.75)
 
 
+def hint(name: str) -> str:
+    """What may have been meant by a trainer name that nobody knows."""
+    near = nearest_names(name)
+    return f"did you mean {' or '.join(near)}?" if near else "`nnunet_semi list` shows the names."
+
+
 def explain_unknown(name: str) -> str:
     """One sentence on a trainer name that nobody knows."""
-    near = nearest_names(name)
-    hint = f"did you mean {' or '.join(near)}?" if near else "`nnunet_semi list` shows the names."
     endings = f" Endings are {SUFFIXES}." if "_" in name else ""
-    return f"it knows no trainer {name}; {hint}{endings}"
+    return f"it knows no trainer {name}; {hint(name)}{endings}"
