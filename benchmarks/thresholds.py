@@ -4,8 +4,8 @@ python benchmarks/thresholds.py --data DATA --task acdc2d_3mm --work WORK --labe
 
 Takes the network that protocol.py with the same WORK trained with nnUNetTrainer on the labeled cases, and trains it if
 it is not there. Its pseudo labels of all unlabeled cases, undisturbed, are then counted: those at or above the fixed
-threshold of nnUNetTrainerUniMatch, and those at or above the thresholds of nnUNetTrainerUniMatchClassAdaptive, which
-were learned from the same pseudo labels. True labels are used for this report only.
+threshold of nnUNetTrainerUniMatch, and those that nnUNetTrainerUniMatchClassAdaptive counts, with thresholds learned
+from the same pseudo labels. True labels are used for this report only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from cases import TASKS, TESTS
 from children import available_cores
-from nnunet_semi.consistency.pseudo_label import pseudo_label
+from nnunet_semi.consistency.pseudo_label import pseudo_label, runner_up
 from nnunet_semi.consistency.thresholds import ClassThresholds
 from nnunet_semi.errors import UserError
 from prepare import PLANS, Preparation
@@ -33,28 +33,33 @@ BINS = 10_000  # of the confidence
 
 
 class Histogram:
-    """How many voxels have which true class, pseudo label and confidence."""
+    """How many voxels have which true class, pseudo label, second most likely class and confidence."""
 
     def __init__(self, classes: int) -> None:
-        self.counts = np.zeros((classes, classes, BINS), np.int64)
+        self.counts = np.zeros((classes, classes, classes, BINS), np.int64)
 
-    def add(self, true: np.ndarray, label: np.ndarray, confidence: np.ndarray) -> None:
+    def add(self, true: np.ndarray, label: np.ndarray, second: np.ndarray, confidence: np.ndarray) -> None:
         """Counts the voxels of a case."""
         bins = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
-        place = np.ravel_multi_index((true.ravel(), label.ravel(), bins.ravel()), self.counts.shape)
+        voxels = (true.ravel(), label.ravel(), second.ravel(), bins.ravel())
+        place = np.ravel_multi_index(voxels, self.counts.shape)
         self.counts += np.bincount(place, minlength=self.counts.size).reshape(self.counts.shape)
 
     def at(self, thresholds: Sequence[float]) -> list[dict[str, float]]:
         """Of each class: the share of its pseudo label that counts, what of that is right, and what of it is reached.
+
+        A voxel counts from the lower threshold of its pseudo label and its second most likely class on.
 
         `kept` and `right` are shares of voxels with this pseudo label, and of those of them that count; `reached` is
         the share of the voxels of the true class that count with the right label.
         """
         found = []
         for index, threshold in enumerate(thresholds):
-            first = int(np.floor(threshold * BINS))
-            labeled, counting = self.counts[:, index], self.counts[:, index, first:]
-            right, true = counting[index].sum(), self.counts[index].sum()
+            labeled, counting = self.counts[:, index].sum(axis=(1, 2)), np.zeros(len(thresholds), np.int64)
+            for second, other in enumerate(thresholds):
+                first = int(np.floor(min(threshold, other) * BINS))
+                counting += self.counts[:, index, second, first:].sum(axis=1)
+            right, true = counting[index], self.counts[index].sum()
             found.append(
                 {
                     "kept": float(counting.sum() / max(1, labeled.sum())),
@@ -82,9 +87,10 @@ def count(preparation: Preparation, labeled: int, predictor: nnUNetPredictor) ->
     histogram, thresholds = Histogram(classes), ClassThresholds(classes)
     for _, image, true in preparation.truth(labeled):
         logits = predictor.predict_sliding_window_return_logits(torch.from_numpy(image))
-        label, confidence = pseudo_label(logits[None].cpu())
+        logits = logits[None].cpu()
+        label, confidence = pseudo_label(logits)
         thresholds.update(label, confidence)
-        histogram.add(true, label.numpy(), confidence.numpy())
+        histogram.add(true, label.numpy(), runner_up(logits, label).numpy(), confidence.numpy())
     return histogram, thresholds
 
 

@@ -62,12 +62,14 @@ def test_the_models_of_the_benchmark_have_the_ending_in_their_names(tmp_path: Pa
 
 
 def test_kept_right_and_reached_are_shares_of_the_pseudo_label_and_of_the_class() -> None:
-    histogram = Histogram(2)
+    histogram = Histogram(3)
     true, label = np.array([0, 0, 0, 1, 1, 1, 1]), np.array([0, 0, 1, 1, 1, 1, 0])
-    histogram.add(true, label, np.array([0.99, 0.96, 0.6, 0.7, 0.9, 0.5, 0.97]))
-    background, structure = histogram.at([0.95, 0.6])
-    assert background == {"kept": 1.0, "right": pytest.approx(2 / 3), "reached": pytest.approx(2 / 3)}
+    second = np.array([2, 2, 0, 0, 0, 0, 1])
+    histogram.add(true, label, second, np.array([0.99, 0.94, 0.6, 0.7, 0.9, 0.5, 0.7]))
+    background, structure, _ = histogram.at([0.95, 0.6, 0.95])
+    # of three voxels labeled 0 one reaches .95, one the .6 of its runner-up, which is right for the first
+    assert background == {"kept": pytest.approx(2 / 3), "right": 0.5, "reached": pytest.approx(1 / 3)}
     # three of four voxels labeled 1 count, of which two are, and those are two of the four that are there
     assert structure == {"kept": 0.75, "right": pytest.approx(2 / 3), "reached": 0.5}
-    nothing = histogram.at([0.95, 0.95])[1]
+    nothing = histogram.at([0.95] * 3)[1]
     assert nothing["kept"] == nothing["reached"] == 0 and np.isnan(nothing["right"])

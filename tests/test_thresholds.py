@@ -47,7 +47,7 @@ def test_a_rare_unsure_class_takes_part_where_a_fixed_threshold_starves_it():
     assert class_shares(label, 3)[2] == pytest.approx(0.01)
     thresholds = ClassThresholds(3)
     thresholds.update(label, confidence)
-    fixed, adaptive = confidence >= 0.95, thresholds(label, confidence)
+    fixed, adaptive = confidence >= 0.95, thresholds(logits, label, confidence)
     assert class_shares(label, 3, fixed)[2] == 0
     assert 0.004 < class_shares(label, 3, adaptive)[2] < 0.01  # not all of them either
     assert class_shares(label, 3, fixed)[0] == class_shares(label, 3, adaptive)[0]
@@ -67,7 +67,7 @@ def test_an_overflow_changes_no_threshold(regions):
     thresholds.update(label, confidence)
     changed = thresholds.thresholds != before
     assert thresholds.thresholds.isfinite().all() and not changed[1] and not changed[-1]
-    assert thresholds(*pseudo_label(logits, regions)).any()
+    assert thresholds(logits, *pseudo_label(logits, regions)).any()
 
 
 def test_a_class_that_was_never_seen_has_the_highest_threshold_and_a_class_that_is_absent_keeps_its_own():
@@ -90,9 +90,29 @@ def test_regions_have_a_threshold_each_and_one_for_what_lies_outside():
     thresholds = ClassThresholds(2, regions=True, threshold=0.9)
     thresholds.update(label, confidence)
     torch.testing.assert_close(thresholds.thresholds, torch.tensor([0.9 * 0.85, 0.9 * 0.6, 0.9]))
-    mask = thresholds(label, confidence - 0.03)
-    assert mask.view(2, 4).tolist() == [[True, True, True, True], [True, True, True, True]]
-    assert not thresholds(label, confidence - 0.11).view(2, 4)[:, 1:].all()
+    mask = thresholds(torch.empty(0), label, torch.tensor([0.77, 0.76]).view(1, 2, 1, 1).expand(1, 2, 1, 4))
+    assert mask.view(2, 4).tolist() == [[True] * 4, [True] * 4]
+    mask = thresholds(torch.empty(0), label, torch.tensor([0.76, 0.53]).view(1, 2, 1, 1).expand(1, 2, 1, 4))
+    assert not mask.any()  # neither inside of a region nor outside of it
+
+
+def test_both_sides_of_a_border_count_alike():
+    """Between a structure and the background the lower threshold counts for both, far from it the background's own."""
+    thresholds = ClassThresholds(3, threshold=0.9)
+    thresholds.update(*voxels((0, 1.0), (1, 0.6), (2, 0.8)))  # thresholds .9, .54 and .72
+    probability = torch.tensor(
+        [
+            [0.40, 0.58, 0.02],  # likeliest 1, then 0: .54
+            [0.58, 0.40, 0.02],  # 0, then 1: .54 too
+            [0.58, 0.02, 0.40],  # 0, then 2: .72
+            [0.02, 0.40, 0.58],  # 2, then 1: .54
+            [0.75, 0.05, 0.20],  # 0, then 2, above .72
+            [0.50, 0.48, 0.02],  # below all
+        ]
+    )
+    logits = probability.log().T.reshape(1, 3, 1, 6)
+    mask = thresholds(logits, *pseudo_label(logits))
+    assert mask.flatten().tolist() == [True, True, False, True, True, False]
 
 
 def test_state_goes_through_a_checkpoint():

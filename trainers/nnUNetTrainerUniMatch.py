@@ -54,10 +54,11 @@ class nnUNetTrainerFixMatch(nnUNetTrainerSemi):
 
     def pseudo_label(self, unlabeled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pseudo label and confidence of the weak view, and the mask of the voxels that count."""
-        label, confidence = pseudo_label(self.teach(unlabeled), self.label_manager.has_regions)
-        return label, confidence, self.counted(label, confidence)
+        logits = self.teach(unlabeled)
+        label, confidence = pseudo_label(logits, self.label_manager.has_regions)
+        return label, confidence, self.counted(logits, label, confidence)
 
-    def counted(self, label: Tensor, confidence: Tensor) -> Tensor:
+    def counted(self, logits: Tensor, label: Tensor, confidence: Tensor) -> Tensor:
         """True where a pseudo label counts."""
         return confidence >= self.threshold
 
@@ -103,8 +104,8 @@ class nnUNetTrainerUniMatch(nnUNetTrainerFixMatch):
 class nnUNetTrainerUniMatchClassAdaptive(nnUNetTrainerUniMatch):
     """UniMatch with a threshold for each class, so that rare structures of low confidence take part.
 
-    The surest class has the threshold τ and the others one in proportion to their mean confidence; see
-    `ClassThresholds`. The log tells them after every epoch.
+    The surest class has the threshold τ and the others one in proportion to their mean confidence; between two classes
+    the lower of theirs decides, on both sides of the border. See `ClassThresholds`. The log tells them after every epoch.
     """
 
     def initialize(self) -> None:
@@ -113,10 +114,10 @@ class nnUNetTrainerUniMatchClassAdaptive(nnUNetTrainerUniMatch):
         heads, regions = self.label_manager.num_segmentation_heads, self.label_manager.has_regions
         self.thresholds = ClassThresholds(heads, regions, self.threshold, ddp=self.is_ddp).to(self.device)
 
-    def counted(self, label: Tensor, confidence: Tensor) -> Tensor:
-        """True where a pseudo label reaches the threshold of its class, as of this step."""
+    def counted(self, logits: Tensor, label: Tensor, confidence: Tensor) -> Tensor:
+        """True where a pseudo label reaches the threshold of its class, or of the runner-up's, as of this step."""
         self.thresholds.update(label, confidence)
-        return self.thresholds(label, confidence)
+        return self.thresholds(logits, label, confidence)
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         """Log the thresholds too."""

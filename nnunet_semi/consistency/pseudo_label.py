@@ -34,6 +34,12 @@ def pseudo_label(logits: Tensor, regions: bool = False) -> tuple[Tensor, Tensor]
 
 
 @torch.no_grad()
+def runner_up(logits: Tensor, label: Tensor) -> Tensor:
+    """The second most likely class of each voxel, shaped as the most likely one: (B, 1, *spatial) int64."""
+    return logits.detach().scatter(1, label, -torch.inf).argmax(dim=1, keepdim=True)
+
+
+@torch.no_grad()
 def class_shares(label: Tensor, num_outputs: int, mask: Tensor | None = None) -> Tensor:
     """The share of voxels that each class or region takes in a pseudo label, (K,) float32.
 

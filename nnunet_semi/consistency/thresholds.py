@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from nnunet_semi.consistency.pseudo_label import runner_up
+
 
 class ClassThresholds(nn.Module):
     """A confidence threshold per class that follows how sure the network is of that class.
@@ -22,6 +24,10 @@ class ClassThresholds(nn.Module):
     is updated with a decay of .999, and as in `MovingAverage` evenly at first. A batch without a class changes
     nothing for it, nor does one in which its confidence is not finite, as after an overflow of half precision. A class
     that was never seen counts as fully sure: its threshold is the highest.
+
+    A voxel counts if it reaches the lower of the thresholds of its two likeliest classes. With that of its label alone,
+    of the voxels between a structure and the background those on its side would count at .6 and those on the other
+    at .95, and what a network learns from them grows into whatever lies around it.
 
     With regions, c runs over the regions and, as the last, over what lies outside of each.
 
@@ -69,12 +75,18 @@ class ClassThresholds(nn.Module):
         self.updates += found.float()
 
     @torch.no_grad()
-    def forward(self, label: Tensor, confidence: Tensor) -> Tensor:
-        """True where the confidence reaches the threshold of the voxel's label; of the confidence's shape."""
-        if not self.regions:
-            return confidence >= self.thresholds[label]
-        inside = self.thresholds[:-1].view(1, -1, *[1] * (label.ndim - 2))
-        return confidence >= torch.where(label, inside, self.thresholds[-1])
+    def forward(self, logits: Tensor, label: Tensor, confidence: Tensor) -> Tensor:
+        """True where the confidence reaches the lower threshold of the voxel's two likeliest classes.
+
+        Args:
+            logits: (B, K, *spatial).
+            label, confidence: what `pseudo_label` makes of them, (B, 1, *spatial) or, with regions, (B, K, *spatial).
+        """
+        thresholds = self.thresholds
+        if self.regions:  # a voxel is inside or outside of each
+            either = torch.minimum(thresholds[:-1], thresholds[-1])
+            return confidence >= either.view(1, -1, *[1] * (label.ndim - 2))
+        return confidence >= torch.minimum(thresholds[label], thresholds[runner_up(logits, label)])
 
     def _per_class(self, label: Tensor, values: Tensor) -> Tensor:
         """Sums of the values over the voxels of each class."""
