@@ -47,6 +47,7 @@ class Task:
 
 TASKS = {
     "la2d": Task("la", "2d", 8, "labeled_16", 12, 700),
+    "la3d": Task("la", "3d_fullres", 2, "labeled_16", 12, 500, spacing=2.5, longest=56),
     "hippocampus3d": Task("hippocampus", "3d_fullres", 2, "labeled_10", 20, 800),
     "acdc2d": Task("acdc", "2d", 8, "labeled_7_patients", 10, 900),
     "acdc2d_3mm": Task("acdc", "2d", 8, "labeled_7_patients", 10, 600, spacing=3),

@@ -107,10 +107,10 @@ class Preparation:
         base, width = self.task.configuration, str(self.width)
         changes: dict[str, Any] = {"batch_size": self.batch_size}
         if self.task.spacing:  # nnunet_semi makes the smaller patch and its network; the pixels are the task's
-            longest = str(self.task.longest)
+            longest, spacing = str(self.task.longest), [self.task.spacing] * int(base[0])
             self.command("nnunet_semi", "whole_image", "-d", dataset[7:10], "-c", base, "--longest", longest)
             base = f"{base}_whole{longest}"
-            changes |= {"spacing": [self.task.spacing] * 2, "data_identifier": f"{PLANS}_{self.configuration}"}
+            changes |= {"spacing": spacing, "data_identifier": f"{PLANS}_{self.configuration}"}
         self.command("nnunet_semi", "narrow", "-d", dataset[7:10], "-c", base, "--width", width)
         plans = json.loads(path.read_text(encoding="utf-8"))
         narrow = {"inherits_from": f"{base}_w{width}", **changes}
