@@ -104,8 +104,8 @@ class nnUNetTrainerUniMatch(nnUNetTrainerFixMatch):
 class nnUNetTrainerUniMatchClassAdaptive(nnUNetTrainerUniMatch):
     """UniMatch with a threshold for each class, so that rare structures of low confidence take part.
 
-    The surest class has the threshold τ and the others one in proportion to their mean confidence; between two classes
-    the lower of theirs decides, on both sides of the border. See `ClassThresholds`. The log tells them after every epoch.
+    The surest class has the threshold τ and the others one in proportion to their mean confidence. Between two classes
+    the lower one decides, on both sides of the border. See `ClassThresholds`; the log tells them after every epoch.
     """
 
     def initialize(self) -> None:
