@@ -151,7 +151,7 @@ def test_losses_of_version_2_equal_a_plain_reference(tiny_2d):
 def test_above_every_confidence_the_loss_is_zero_and_gradients_are_finite(cls, tiny_2d):
     trainer = initialized(cls, tiny_2d, threshold=1.01)
     if cls is nnUNetTrainerUniMatchClassAdaptive:  # the thresholds of the other classes are lower
-        trainer.thresholds.forward = lambda label, confidence: confidence > 2
+        trainer.thresholds.forward = lambda logits, label, confidence: confidence > 2
     losses = losses_of(trainer, random_batch(trainer))
     assert losses.unsupervised.item() == pytest.approx(0, abs=1e-6)
     assert losses.curves["semi_kept"] == 0 and losses.kept.sum() == 0
