@@ -111,7 +111,7 @@ def test_half_way_a_class_that_is_not_learned_is_told(tiny_2d):
 
 
 def test_with_weight_zero_network_1_learns_as_in_nnunettrainer(tiny_2d):
-    trainer = initialized(nnUNetTrainerCPS, tiny_2d, unsupervised_weight=0.0)
+    trainer = initialized(nnUNetTrainerCPS, tiny_2d, unsupervised_weight=0.0, strong_labeled=0.0)
     stock = make_trainer(nnUNetTrainer, tiny_2d)
     stock.initialize()
     stock.set_deep_supervision_enabled(True)
@@ -127,6 +127,24 @@ def test_with_weight_zero_network_1_learns_as_in_nnunettrainer(tiny_2d):
     stock.train_step(batch)
     for name, value in stock.network.state_dict().items():
         torch.testing.assert_close(trainer.network.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_share_of_the_labeled_patches_is_learned_in_strong_views(share, tiny_2d):
+    trainer = initialized(nnUNetTrainerCPS, tiny_2d, strong_labeled=share)
+    trainer.strong_view = lambda images: images + 100
+    seen, own = [], trainer.losses
+    trainer.losses = lambda *tensors: seen.append(tensors) or own(*tensors)
+    batch = random_batch(trainer)
+    torch.manual_seed(0)
+    for _ in range(20):
+        trainer.train_step(batch)
+    added = torch.cat([labeled - batch["data"] for labeled, _, _ in seen]).flatten(1)
+    assert torch.allclose(added, added.mean(1, keepdim=True), atol=1e-3)  # the whole patch, or nothing of it
+    strong = (added.mean(1) > 50).float()
+    assert strong.mean().item() == pytest.approx(share, abs=0.0 if share != 0.5 else 0.25)
+    assert all(torch.equal(unlabeled, batch["unlabeled"]) for _, _, unlabeled in seen)
+    assert batch["data"].max() < 50  # the patches themselves stay as they were
 
 
 @pytest.mark.parametrize("labels", [REGIONS, IGNORE], ids=["regions", "ignore label"])

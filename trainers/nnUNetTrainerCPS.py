@@ -24,11 +24,13 @@ class nnUNetTrainerCPS(nnUNetTrainerSemi):
 
     Both networks start from different weights and learn the labeled batch. On the unlabeled batch each learns the
     hard pseudo label of the other, through which no gradient flows. Each sees a strong view of its own, so that the
-    two agree on what the image shows and not on how it looks; this costs no further pass. Network 1 is deployed, at
-    the cost of one. With -pretrained_weights it alone begins with them, so that the two still differ.
+    two agree on what the image shows and not on how it looks; this costs no further pass. Half of the labeled patches
+    are strong views as well: what only pseudo labels speak of, two networks may agree on without being right. Network
+    1 is deployed, at the cost of one. With -pretrained_weights it alone begins with them, so that the two still differ.
     """
 
     wait_for_classes = True
+    strong_labeled = 0.5
     pseudo_dice_smoothing = 0.05
     curve_names: Sequence[str] = ("semi_confidence", "semi_agreement")
 
@@ -140,6 +142,7 @@ class nnUNetTrainerCPSOriginal(nnUNetTrainerCPS):
     unsupervised_weight = 1.5
     ramp_length = 0.0
     wait_for_classes = False
+    strong_labeled = 0.0
     pseudo_weight_dice = 0.0
     perturbation = IntensityPerturbation.nnunet
 
@@ -169,6 +172,7 @@ class nnUNetTrainerCPSCutMix(nnUNetTrainerCPS):
         cutmix_p: probability that a patch gets a box from another one.
     """
 
+    strong_labeled = 0.0
     pseudo_weight_dice = 0.0
     cutmix_p: float = 1.0
 

@@ -100,6 +100,8 @@ class nnUNetTrainerSemi(PluginTrainer):
         pseudo_ce_over_all: of the cross entropy part; see `PseudoLabelLoss`.
         pseudo_dice_smoothing, pseudo_dice_background: of the Dice part; see there.
         perturbation: makes the intensity perturbation of a strong view; `IntensityPerturbation.strong` or `.nnunet`.
+        strong_labeled: probability that a labeled patch is learned in a strong view as well. A method whose pseudo
+            labels are made from strong views needs it: labels then say what such views show, too.
         curve_names: scalar curves that the method logs beside the two losses and the weight.
     """
 
@@ -114,6 +116,7 @@ class nnUNetTrainerSemi(PluginTrainer):
     pseudo_dice_smoothing: float = 0.0
     pseudo_dice_background: bool = False
     perturbation: Callable[..., IntensityPerturbation] = IntensityPerturbation.strong
+    strong_labeled: float = 0.0
     curve_names: Sequence[str] = ("semi_confidence",)
 
     @property
@@ -140,7 +143,7 @@ class nnUNetTrainerSemi(PluginTrainer):
         """The losses of one step; what a method is.
 
         Args:
-            labeled: images (B, C, *patch) with nnU-Net's full augmentation.
+            labeled: images (B, C, *patch) with nnU-Net's full augmentation, and strong views as `strong_labeled` says.
             target: their targets, as `self.loss` expects them.
             unlabeled: images (U, C, *patch) in the geometry that all their views share, intensities untouched.
         """
@@ -195,7 +198,8 @@ class nnUNetTrainerSemi(PluginTrainer):
         for _, optimizer in self.trained():
             optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            losses = self.losses(self._to_device(batch["data"]), target, self._to_device(batch["unlabeled"]))
+            labeled = self._labeled_views(self._to_device(batch["data"]))
+            losses = self.losses(labeled, target, self._to_device(batch["unlabeled"]))
             weight = self.current_weight()
             loss = self.supervised_weight * losses.supervised + weight * losses.unsupervised
         self._update(loss)
@@ -205,6 +209,13 @@ class nnUNetTrainerSemi(PluginTrainer):
         packed = torch.cat([torch.stack([s.detach().float() for s in scalars]), *lists]).cpu().numpy()
         curves = np.concatenate([packed[1:3], [weight], packed[3:]])
         return {"loss": packed[0], "curves": curves}
+
+    def _labeled_views(self, images: Tensor) -> Tensor:
+        """The labeled patches, some of them in strong views."""
+        if not self.strong_labeled:
+            return images
+        chosen = torch.rand(len(images), device=images.device) < self.strong_labeled
+        return torch.where(chosen.view(-1, *[1] * (images.ndim - 1)), self.strong_view(images), images)
 
     def current_weight(self) -> float:
         """Of the unsupervised loss in this step."""
