@@ -1,9 +1,9 @@
 """A made dataset that looks like images: an organ with a wall and a cavity, lookalikes, shading, speckle and noise.
 
 What makes it hard is what makes real images hard: from case to case the wall goes from much darker than the tissue
-around it to hardly darker, the cavity from bright to barely brighter than its wall, the tissue from fine and even to
-coarse and blotchy, and the many lookalikes are as bright as a cavity or as dark as a wall. Four labeled
-cases show a few of these appearances, unlabeled ones many more.
+around it to hardly darker, the cavity from bright to barely brighter than its wall, shading, speckle and noise from
+little to much, and the many lookalikes are as bright as a cavity or as dark as a wall. Whoever labels a few images
+begins with clear ones: the labeled images are of the clearest third, unlabeled and test images of every quality.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nnunet_semi.storage import atomic_path, write_json
 NAME = "Dataset990_SemiDemo"
 LABELS = {"background": 0, "wall": 1, "cavity": 2}
 SIZE = 64  # pixels along each side
-KINDS = ("Tr", "Un", "Ts")  # nnU-Net's endings for training and test, and this project's for unlabeled
+HARDEST = {"Tr": 0.3, "Un": 1.0, "Ts": 1.0}  # nnU-Net's endings, and how hard images may be: 0 is clear, 1 is poor
 
 
 def write_dataset(raw: Path, seed: int, counts: Mapping[str, int]) -> Path:
@@ -32,9 +32,9 @@ def write_dataset(raw: Path, seed: int, counts: Mapping[str, int]) -> Path:
         counts: how many cases of each kind, "Tr", "Un" and "Ts". Unlabeled cases get no label file at all.
     """
     folder = raw / NAME
-    for number, kind in enumerate(KINDS):
+    for number, (kind, hardest) in enumerate(HARDEST.items()):
         for index in range(counts[kind]):
-            image, label = draw_case(np.random.default_rng([seed, number, index]))
+            image, label = draw_case(np.random.default_rng([seed, number, index]), hardest)
             case = f"{kind.lower()}_{index:03d}"
             _write(folder / f"images{kind}" / f"{case}_0000.png", image)
             if kind != "Un":
@@ -50,10 +50,14 @@ def _write(path: Path, pixels: np.ndarray) -> None:
         Image.fromarray(pixels).save(temporary)
 
 
-def draw_case(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """One image and its label, both (64, 64) uint8; the image lies within 1 to 255, the label holds all of LABELS."""
-    wall = random.uniform(-0.45, 0.0)  # brightness against the tissue, whose own is 0 ± .1 to .2
-    cavity = wall + random.uniform(0.25, 0.8)
+def draw_case(random: np.random.Generator, hardest: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """One image and its label, both (64, 64) uint8; the image lies within 1 to 255, the label holds all of LABELS.
+
+    How hard the image is, is drawn evenly from 0 to `hardest`.
+    """
+    hard = random.uniform(0, hardest)
+    wall = -0.5 + 0.3 * hard + random.uniform(-0.05, 0.05)  # brightness against the tissue, whose own is 0 ± .1 to .2
+    cavity = wall + 0.75 - 0.35 * hard + random.uniform(-0.05, 0.05)
     centre = random.uniform(0.3, 0.7, 2) * SIZE
     radius = random.uniform(0.17, 0.27) * SIZE
     outer = _distance(random, centre, radius, random.uniform(1.0, 1.4), 0.12)
@@ -73,7 +77,7 @@ def draw_case(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     label = np.zeros((SIZE, SIZE), dtype=np.uint8)
     label[organ] = LABELS["wall"]
     label[hole] = LABELS["cavity"]
-    return _acquire(random, image), label
+    return _acquire(random, image, hard), label
 
 
 def _distance(
@@ -112,13 +116,13 @@ def _add_lookalikes(
         image[(distance < 1) & ~kept_free] += brightness
 
 
-def _acquire(random: np.random.Generator, image: np.ndarray) -> np.ndarray:
+def _acquire(random: np.random.Generator, image: np.ndarray, hard: float) -> np.ndarray:
     """What a scanner adds: blur, speckle, shading, noise, and a contrast of its own; uint8 within 1 to 255."""
     image = ndimage.gaussian_filter(image, random.uniform(0.3, 0.8))
-    image = image * (1 + random.uniform(0.03, 0.15) * random.standard_normal(image.shape))
-    image = image + random.uniform(0.1, 0.4) * _texture(random, SIZE / 3)
+    image = image * (1 + (0.03 + 0.2 * hard) * random.standard_normal(image.shape))
+    image = image + (0.1 + 0.5 * hard) * _texture(random, SIZE / 3)
     image = image * np.exp(random.uniform(0, 0.25) * _texture(random, SIZE / 3))
-    image = ndimage.gaussian_filter(image, 0.5) + random.uniform(0.02, 0.07) * random.standard_normal(image.shape)
+    image = ndimage.gaussian_filter(image, 0.5) + (0.02 + 0.1 * hard) * random.standard_normal(image.shape)
     low, high = np.percentile(image, [0.5, 99.5])
     contrast = np.clip((image - low) / (high - low), 0, 1) ** random.uniform(0.7, 1.4)
     return np.round(1 + 254 * contrast).astype(np.uint8)
