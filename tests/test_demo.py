@@ -18,7 +18,7 @@ from PIL import Image
 
 from nnunet_semi.demo import commands, demo, progress, run
 from nnunet_semi.demo.commands import environment, find_command, run_command
-from nnunet_semi.demo.comparison import TRAINERS, case_means, dice, score, table, trainer_names
+from nnunet_semi.demo.comparison import TRAINERS, case_means, dice, read, score, summary, table, trainer_names
 from nnunet_semi.demo.dataset import LABELS, NAME, SIZE, draw_case, write_dataset
 from nnunet_semi.demo.folder import STATE, DemoFolder, Settings, open_folder
 from nnunet_semi.demo.pictures import COLOURS, contact_sheet
@@ -49,6 +49,22 @@ def test_every_case_shows_both_classes_in_eight_bits() -> None:
         assert image.min() >= 1  # nnU-Net crops to what is not 0
         assert set(np.unique(label)) == set(LABELS.values())
         assert all((label == value).sum() >= 30 for value in LABELS.values())
+
+
+def test_labeled_images_are_clearer_than_the_others(tmp_path: Path) -> None:
+    """The cavity stands out from the wall more, by the noise from one pixel to the next, in the worst of 20 images."""
+    folder = write_dataset(tmp_path, 0, {"Tr": 20, "Un": 0, "Ts": 20})
+
+    def worst(kind: str) -> float:
+        ratios = []
+        for path in sorted((folder / f"images{kind}").iterdir()):
+            image = read(path).astype(float)
+            label = read(folder / f"labels{kind}" / path.name.replace("_0000", ""))
+            step = image[label == LABELS["cavity"]].mean() - image[label == LABELS["wall"]].mean()
+            ratios.append(step / np.abs(np.diff(image, axis=1)).mean())
+        return min(ratios)
+
+    assert worst("Tr") > 3 * worst("Ts")
 
 
 def test_no_threshold_segments_the_images() -> None:
@@ -300,6 +316,13 @@ def test_the_table_holds_a_row_per_trainer_and_the_mean() -> None:
     lines = table({"A": {"wall": [0.5, 0.7], "cavity": [0.2, 0.2]}}, {"A": "4 labeled"})
     assert lines[0].split() == ["trained", "on", "wall", "cavity", "mean"]
     assert lines[1].split() == ["A", "4", "labeled", "0.600", "0.200", "0.400"]
+
+
+def test_the_summary_counts_the_images_with_a_clear_difference(tmp_path: Path) -> None:
+    place = open_folder(tmp_path / "demo", replace(SMALL, test=4), overwrite=False)
+    plain, semi = [0.5, 0.5, 0.5, 0.5], [0.6, 0.52, 0.4, 0.56]
+    scores = {name: {"wall": dice, "cavity": dice} for name, dice in zip(TRAINERS, (plain, semi), strict=True)}
+    assert "nnUNetTrainerCPS is better by 0.05 or more on 2 of the 4 images, and worse on 1." in summary(place, scores)
 
 
 def test_the_pictures_show_every_class_in_its_colour(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from nnunet_semi.demo.folder import PICTURES, PREDICTIONS, SCORES, DemoFolder, S
 from nnunet_semi.storage import write_json
 
 TRAINERS = ("nnUNetTrainer", "nnUNetTrainerCPS")
+CLEAR = 0.05  # a difference of Dice that is told
 SHOWN = 8  # test cases in the picture: the first ones, not chosen ones
 Scores = dict[str, dict[str, list[float]]]  # trainer → class → Dice of each test case, in the order of the case names
 
@@ -85,12 +86,13 @@ def summary(place: DemoFolder, scores: Scores) -> str:
     trained_on = (f"{settings.labeled} labeled", f"{settings.labeled} labeled, {settings.unlabeled} unlabeled")
     length = f"{settings.epochs} epochs of {settings.iterations} iterations"
     supervised, semi = (case_means(scores[trainer]) for trainer in TRAINERS)
+    better, worse = (int((gain >= CLEAR).sum()) for gain in (semi - supervised, supervised - semi))
     lines = [
         f"Dice on {settings.test} test images, final checkpoints, both after {length} with seed {settings.seed}:",
         "",
         *(f"    {line}" for line in table(scores, dict(zip(TRAINERS, trained_on, strict=True)))),
         "",
-        f"{TRAINERS[1]} is better on {int((semi > supervised).sum())} of the {settings.test} images.",
+        f"{TRAINERS[1]} is better by {CLEAR} or more on {better} of the {settings.test} images, and worse on {worse}.",
         f"pictures: {place.path / PICTURES}",
         f"all steps took {place.seconds / 60:.1f} min",
     ]
