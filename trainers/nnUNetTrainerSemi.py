@@ -100,8 +100,8 @@ class nnUNetTrainerSemi(PluginTrainer):
         pseudo_ce_over_all: of the cross entropy part; see `PseudoLabelLoss`.
         pseudo_dice_smoothing, pseudo_dice_background: of the Dice part; see there.
         perturbation: makes the intensity perturbation of a strong view; `IntensityPerturbation.strong` or `.nnunet`.
-        strong_labeled: probability that a labeled patch is learned in a strong view as well. A method whose pseudo
-            labels are made from strong views needs it: labels then say what such views show, too.
+        strong_labeled: share of the labeled patches that are learned in a strong view. A method whose pseudo labels
+            are made from strong views needs it: labels then say what such views show, too.
         curve_names: scalar curves that the method logs beside the two losses and the weight.
     """
 
@@ -212,10 +212,11 @@ class nnUNetTrainerSemi(PluginTrainer):
 
     def _labeled_views(self, images: Tensor) -> Tensor:
         """The labeled patches, some of them in strong views."""
-        if not self.strong_labeled:
+        count = int(self.strong_labeled * len(images) + float(torch.rand(())))  # rounded up as often as it must be
+        if not count:
             return images
-        chosen = torch.rand(len(images), device=images.device) < self.strong_labeled
-        return torch.where(chosen.view(-1, *[1] * (images.ndim - 1)), self.strong_view(images), images)
+        chosen = torch.randperm(len(images))[:count].to(images.device)
+        return images.index_copy(0, chosen, self.strong_view(images[chosen]))
 
     def current_weight(self) -> float:
         """Of the unsupervised loss in this step."""
