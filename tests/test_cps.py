@@ -65,9 +65,12 @@ def test_swapping_the_networks_swaps_the_losses(cls, tiny_2d):
     trainer.strong_view = lambda images: images
     batch = random_batch(trainer)
     terms = separated(trainer)
+    teaches = torch.arange(len(batch["unlabeled"])) % 2 == 0
+    trainer.teaching = lambda number: teaches
     torch.manual_seed(0)
     first = trainer.losses(*arguments(batch))
     trainer.network, trainer.network_2 = trainer.network_2, trainer.network
+    teaches = ~teaches
     torch.manual_seed(0)
     second = trainer.losses(*arguments(batch))
     torch.testing.assert_close(terms[:2], terms[:1:-1])
@@ -111,7 +114,7 @@ def test_half_way_a_class_that_is_not_learned_is_told(tiny_2d):
 
 
 def test_with_weight_zero_network_1_learns_as_in_nnunettrainer(tiny_2d):
-    trainer = initialized(nnUNetTrainerCPS, tiny_2d, unsupervised_weight=0.0, strong_labeled=0.0)
+    trainer = initialized(nnUNetTrainerCPS, tiny_2d, unsupervised_weight=0.0)
     stock = make_trainer(nnUNetTrainer, tiny_2d)
     stock.initialize()
     stock.set_deep_supervision_enabled(True)
@@ -129,49 +132,69 @@ def test_with_weight_zero_network_1_learns_as_in_nnunettrainer(tiny_2d):
         torch.testing.assert_close(trainer.network.state_dict()[name], value, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_a_share_of_the_labeled_patches_is_learned_in_strong_views(share, tiny_2d):
-    trainer = initialized(nnUNetTrainerCPS, tiny_2d, strong_labeled=share)
-    trainer.strong_view = lambda images: images + 100
-    seen, own = [], trainer.losses
-    trainer.losses = lambda *tensors: seen.append(tensors) or own(*tensors)
-    batch = random_batch(trainer)
+@pytest.mark.parametrize("number", [1, 2, 5, 8])
+def test_each_network_teaches_half_of_the_patches_by_chance(number, tiny_2d):
+    trainer = make_trainer(nnUNetTrainerCPS, tiny_2d)
     torch.manual_seed(0)
-    for _ in range(20):
-        trainer.train_step(batch)
-    added = torch.cat([labeled - batch["data"] for labeled, _, _ in seen]).flatten(1)
-    assert torch.allclose(added, added.mean(1, keepdim=True), atol=1e-3)  # the whole patch, or nothing of it
-    strong = (added.mean(1) > 50).view(20, -1)
-    assert strong.float().mean(1).unique().tolist() == [share]  # in every step, and not always the same patches
-    assert bool(strong.any(0).all()) == (share > 0) and bool(strong.all(0).any()) == (share == 1)
-    assert all(torch.equal(unlabeled, batch["unlabeled"]) for _, _, unlabeled in seen)
-    assert batch["data"].max() < 50  # the patches themselves stay as they were
+    drawn = torch.stack([trainer.teaching(number) for _ in range(400)]).float()
+    assert set(drawn.sum(1).tolist()) == {float(number // 2), float((number + 1) // 2)}
+    assert (drawn.mean(0) - 0.5).abs().max() < 0.1  # four standard deviations
+
+
+def test_the_teacher_of_a_patch_sees_it_undisturbed_and_the_other_network_learns_it_alone(tiny_2d):
+    trainer = initialized(nnUNetTrainerCPS, tiny_2d)
+    trainer.strong_view = lambda images: images + 1
+    trainer.teaching = lambda number: torch.arange(number) == 0
+    batch = random_batch(trainer)
+    seen: dict[int, torch.Tensor] = {}
+    for index, (network, _) in enumerate(trainer.trained()):
+        network.register_forward_hook(
+            lambda _, inputs, outputs, index=index: seen.update({index: (inputs[0], outputs[0])})
+        )
+    losses = trainer.losses(*arguments(batch))
+    gradients = torch.autograd.grad(losses.unsupervised, [outputs for _, outputs in seen.values()])
+    for index, gradient in enumerate(gradients):
+        views, learned = (
+            seen[index][0][len(batch["data"]) :],
+            gradient[len(batch["data"]) :].abs().flatten(1).sum(1) > 0,
+        )
+        taught = 0 if index == 0 else 1  # network 1 teaches the first patch, network 2 the second
+        assert torch.equal(views[taught], batch["unlabeled"][taught])
+        assert torch.equal(views[1 - taught], batch["unlabeled"][1 - taught] + 1)
+        assert not learned[taught] and learned[1 - taught]
 
 
 @pytest.mark.parametrize("labels", [REGIONS, IGNORE], ids=["regions", "ignore label"])
 @pytest.mark.parametrize("deep", [True, False])
 def test_losses_equal_a_plain_reference(tiny, labels, deep):
     trainer = initialized(nnUNetTrainerCPS, tiny(labels=labels), enable_deep_supervision=deep)
-    trainer.strong_view = lambda images: images
+    trainer.strong_view = lambda images: images + 1
+    trainer.teaching = lambda number: torch.arange(number) == 1
     batch = random_batch(trainer)
     if labels is IGNORE:
         for target in batch["target"] if deep else [batch["target"]]:
             target[:, :, : target.shape[2] // 2] = 3
     losses = trainer.losses(*arguments(batch))
     supervised, pseudo = 0, 0
-    outputs = [[n(batch[k]) for n in (trainer.network, trainer.network_2)] for k in ("data", "unlabeled")]
+    weak, strong = batch["unlabeled"], batch["unlabeled"] + 1
+    networks = (trainer.network, trainer.network_2)
+    views = (torch.stack([strong[0], weak[1]]), torch.stack([weak[0], strong[1]]))  # network 1 teaches the second patch
+    outputs = [[n(batch["data"]) for n in networks], [n(view) for n, view in zip(networks, views, strict=True)]]
     outputs = outputs if deep else [[[o] for o in row] for row in outputs]
     targets = batch["target"] if deep else [batch["target"]]
     weights = trainer.loss.weight_factors if deep else (1.0,)
     regions = labels is REGIONS
     for own, other in ((0, 1), (1, 0)):
+        learned = slice(own, own + 1)
         label = outputs[1][other][0] > 0 if regions else outputs[1][other][0].argmax(1, keepdim=True)
         for scale, weight in enumerate(weights):
             if weight:
                 shape = outputs[1][own][scale].shape[2:]
                 coarse = torch.nn.functional.interpolate(label.float(), shape, mode="nearest-exact")
                 supervised += weight * reference(outputs[0][own][scale], targets[scale], regions, ignore=3)
-                pseudo += weight * reference(outputs[1][own][scale], coarse, regions, None, smoothing=0.05)
+                logits = outputs[1][own][scale]
+                smoothing = 0.05 * len(logits)  # of the voxels of the batch, not of those that count
+                pseudo += weight * reference(logits[learned], coarse[learned], regions, None, smoothing)
     # nnU-Net's Dice part is -Dice, that of the pseudo loss 1 - Dice: one for each network
     torch.testing.assert_close(losses.supervised, supervised - 2, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(losses.unsupervised, pseudo, rtol=1e-4, atol=1e-4)

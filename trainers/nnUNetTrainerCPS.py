@@ -22,31 +22,42 @@ from nnunet_semi.trainers.nnUNetTrainerSemi import Losses, Outputs, finest, nnUN
 class nnUNetTrainerCPS(nnUNetTrainerSemi):
     """CPS as medical imaging uses it: pseudo labels on unlabeled images only, with a ramp, once classes are learned.
 
-    Both networks start from different weights and learn the labeled batch. On the unlabeled batch each learns the
-    hard pseudo label of the other, through which no gradient flows. Each sees a strong view of its own, so that the
-    two agree on what the image shows and not on how it looks; this costs no further pass. Half of the labeled patches
-    are strong views as well: what only pseudo labels speak of, two networks may agree on without being right. Network
-    1 is deployed, at the cost of one. With -pretrained_weights it alone begins with them, so that the two still differ.
+    Both networks start from different weights and learn the labeled batch. Of each unlabeled patch one of them sees
+    the undisturbed image and makes a hard pseudo label, through which no gradient flows; the other one sees a strong
+    view and learns it. Each is the teacher of half of the patches of a step, so that this costs no further pass. As
+    published, both would learn from each other on all of them; but with strong views on both sides, what such a view
+    hides is unlearned. Network 1 is deployed, at the cost of one. With -pretrained_weights it alone begins with them,
+    so that the two still differ.
     """
 
     wait_for_classes = True
-    strong_labeled = 0.5
     pseudo_dice_smoothing = 0.05
     curve_names: Sequence[str] = ("semi_confidence", "semi_agreement")
 
     def losses(self, labeled: Tensor, target: Any, unlabeled: Tensor) -> Losses:
-        """Supervised loss of both networks, and each one's loss against the other's pseudo label."""
-        views = self.strong_view(unlabeled), self.strong_view(unlabeled)
-        (labeled_1, unlabeled_1), (labeled_2, unlabeled_2) = self._both(labeled, *views)
-        pseudo_1, confidence = self._pseudo_label(unlabeled_1)
-        pseudo_2, _ = self._pseudo_label(unlabeled_2)
+        """Supervised loss of both networks, and on each unlabeled patch the loss of the one that learns it."""
+        view_1, view_2, teaches = self.views(unlabeled)
+        (labeled_1, unlabeled_1), (labeled_2, unlabeled_2) = self._both(labeled, view_1, view_2)
+        pseudo_1, confidence_1 = self._pseudo_label(unlabeled_1)
+        pseudo_2, confidence_2 = self._pseudo_label(unlabeled_2)
+        taught = teaches.expand(-1, 1, *unlabeled.shape[2:])
         return self._losses(
             self.loss(labeled_1, target) + self.loss(labeled_2, target),
-            self.pseudo_loss(unlabeled_1, pseudo_2) + self.pseudo_loss(unlabeled_2, pseudo_1),
-            pseudo_1,
-            pseudo_2,
-            confidence,
+            self.pseudo_loss(unlabeled_1, pseudo_2, ~taught) + self.pseudo_loss(unlabeled_2, pseudo_1, taught),
+            torch.where(teaches, pseudo_1, pseudo_2),
+            torch.where(teaches, pseudo_2, pseudo_1),
+            torch.where(teaches, confidence_1, confidence_2),
         )
+
+    def views(self, unlabeled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What each network sees of the patches, and of which ones network 1 is the teacher, (B, 1, ..., 1)."""
+        teaches = self.teaching(len(unlabeled)).to(unlabeled.device).view(-1, *[1] * (unlabeled.ndim - 1))
+        strong = self.strong_view(unlabeled)
+        return torch.where(teaches, unlabeled, strong), torch.where(teaches, strong, unlabeled), teaches
+
+    def teaching(self, number: int) -> Tensor:
+        """True for the half of so many patches, drawn anew, of which network 1 is the teacher; by chance if odd."""
+        return (torch.randperm(number) + torch.randint(2, ())) % 2 == 0
 
     def _both(self, labeled: Tensor, view_1: Tensor, view_2: Tensor) -> list[tuple[Outputs, Outputs]]:
         """The labeled and the unlabeled outputs of each network, from one pass each."""
@@ -142,7 +153,6 @@ class nnUNetTrainerCPSOriginal(nnUNetTrainerCPS):
     unsupervised_weight = 1.5
     ramp_length = 0.0
     wait_for_classes = False
-    strong_labeled = 0.0
     pseudo_weight_dice = 0.0
     perturbation = IntensityPerturbation.nnunet
 
@@ -172,7 +182,6 @@ class nnUNetTrainerCPSCutMix(nnUNetTrainerCPS):
         cutmix_p: probability that a patch gets a box from another one.
     """
 
-    strong_labeled = 0.0
     pseudo_weight_dice = 0.0
     cutmix_p: float = 1.0
 

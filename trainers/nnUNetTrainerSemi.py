@@ -100,8 +100,6 @@ class nnUNetTrainerSemi(PluginTrainer):
         pseudo_ce_over_all: of the cross entropy part; see `PseudoLabelLoss`.
         pseudo_dice_smoothing, pseudo_dice_background: of the Dice part; see there.
         perturbation: makes the intensity perturbation of a strong view; `IntensityPerturbation.strong` or `.nnunet`.
-        strong_labeled: share of the labeled patches that are learned in a strong view. A method whose pseudo labels
-            are made from strong views needs it: labels then say what such views show, too.
         curve_names: scalar curves that the method logs beside the two losses and the weight.
     """
 
@@ -116,7 +114,6 @@ class nnUNetTrainerSemi(PluginTrainer):
     pseudo_dice_smoothing: float = 0.0
     pseudo_dice_background: bool = False
     perturbation: Callable[..., IntensityPerturbation] = IntensityPerturbation.strong
-    strong_labeled: float = 0.0
     curve_names: Sequence[str] = ("semi_confidence",)
 
     @property
@@ -143,7 +140,7 @@ class nnUNetTrainerSemi(PluginTrainer):
         """The losses of one step; what a method is.
 
         Args:
-            labeled: images (B, C, *patch) with nnU-Net's full augmentation, and strong views as `strong_labeled` says.
+            labeled: images (B, C, *patch) with nnU-Net's full augmentation.
             target: their targets, as `self.loss` expects them.
             unlabeled: images (U, C, *patch) in the geometry that all their views share, intensities untouched.
         """
@@ -198,8 +195,7 @@ class nnUNetTrainerSemi(PluginTrainer):
         for _, optimizer in self.trained():
             optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            labeled = self._labeled_views(self._to_device(batch["data"]))
-            losses = self.losses(labeled, target, self._to_device(batch["unlabeled"]))
+            losses = self.losses(self._to_device(batch["data"]), target, self._to_device(batch["unlabeled"]))
             weight = self.current_weight()
             loss = self.supervised_weight * losses.supervised + weight * losses.unsupervised
         self._update(loss)
@@ -209,14 +205,6 @@ class nnUNetTrainerSemi(PluginTrainer):
         packed = torch.cat([torch.stack([s.detach().float() for s in scalars]), *lists]).cpu().numpy()
         curves = np.concatenate([packed[1:3], [weight], packed[3:]])
         return {"loss": packed[0], "curves": curves}
-
-    def _labeled_views(self, images: Tensor) -> Tensor:
-        """The labeled patches, some of them in strong views."""
-        count = int(self.strong_labeled * len(images) + float(torch.rand(())))  # rounded up as often as it must be
-        if not count:
-            return images
-        chosen = torch.randperm(len(images))[:count].to(images.device)
-        return images.index_copy(0, chosen, self.strong_view(images[chosen]))
 
     def current_weight(self) -> float:
         """Of the unsupervised loss in this step."""
