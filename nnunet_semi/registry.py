@@ -8,6 +8,10 @@ TRAINERS: dict[str, tuple[str, str]] = {
         "nnunet_semi.trainers.nnUNetTrainerCPS",
         "cross pseudo supervision: two networks teach each other on unlabeled images",
     ),
+    "nnUNetTrainerCPSStrong": (
+        "nnunet_semi.trainers.nnUNetTrainerCPS",
+        "CPS with strong views on both sides, for unlabeled images as good as the labeled ones",
+    ),
     "nnUNetTrainerCPSOriginal": (
         "nnunet_semi.trainers.nnUNetTrainerCPS",
         "CPS as published by Chen et al. 2021, without the changes for medical images",

@@ -10,11 +10,16 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_semi.errors import UserError
-from nnunet_semi.trainers.nnUNetTrainerCPS import nnUNetTrainerCPS, nnUNetTrainerCPSCutMix, nnUNetTrainerCPSOriginal
+from nnunet_semi.trainers.nnUNetTrainerCPS import (
+    nnUNetTrainerCPS,
+    nnUNetTrainerCPSCutMix,
+    nnUNetTrainerCPSOriginal,
+    nnUNetTrainerCPSStrong,
+)
 from nnunet_semi.trainers.nnUNetTrainerSemi import worst_dice
 from tiny_trainer import make_trainer, random_batch
 
-VARIANTS = [nnUNetTrainerCPS, nnUNetTrainerCPSOriginal, nnUNetTrainerCPSCutMix]
+VARIANTS = [nnUNetTrainerCPS, nnUNetTrainerCPSStrong, nnUNetTrainerCPSOriginal, nnUNetTrainerCPSCutMix]
 REGIONS = {"background": 0, "whole": (1, 2), "core": 2}
 IGNORE = {"background": 0, "disc": 1, "square": 2, "ignore": 3}
 
@@ -198,6 +203,21 @@ def test_losses_equal_a_plain_reference(tiny, labels, deep):
     # nnU-Net's Dice part is -Dice, that of the pseudo loss 1 - Dice: one for each network
     torch.testing.assert_close(losses.supervised, supervised - 2, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(losses.unsupervised, pseudo, rtol=1e-4, atol=1e-4)
+
+
+def test_with_strong_views_on_both_sides_each_network_learns_all_patches_from_the_other(tiny_2d):
+    trainer = initialized(nnUNetTrainerCPSStrong, tiny_2d, enable_deep_supervision=False)
+    trainer.strong_view = lambda images: images + next(shifts)
+    shifts = iter([1, 2])
+    batch = random_batch(trainer)
+    losses = trainer.losses(*arguments(batch))
+    logits = [trainer.network(batch["unlabeled"] + 1), trainer.network_2(batch["unlabeled"] + 2)]
+    labels = [values.argmax(1, keepdim=True) for values in logits]
+    expected = sum(
+        reference(own, other, regions=False, ignore=None, smoothing=0.05)
+        for own, other in zip(logits, labels[::-1], strict=True)
+    )
+    torch.testing.assert_close(losses.unsupervised, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_losses_of_the_original_equal_a_plain_reference(tiny_2d):

@@ -144,6 +144,27 @@ class nnUNetTrainerCPS(nnUNetTrainerSemi):
         self.optimizer_2.load_state_dict(state["optimizer_2"])
 
 
+class nnUNetTrainerCPSStrong(nnUNetTrainerCPS):
+    """CPS with strong views on both sides: each network learns the other's pseudo label of every patch.
+
+    It gained more where labeled and unlabeled images are alike, and lost where unlabeled ones are poorer.
+    """
+
+    def losses(self, labeled: Tensor, target: Any, unlabeled: Tensor) -> Losses:
+        """Supervised loss of both networks, and each one's loss against the other's pseudo label."""
+        views = self.strong_view(unlabeled), self.strong_view(unlabeled)
+        (labeled_1, unlabeled_1), (labeled_2, unlabeled_2) = self._both(labeled, *views)
+        pseudo_1, confidence = self._pseudo_label(unlabeled_1)
+        pseudo_2, _ = self._pseudo_label(unlabeled_2)
+        return self._losses(
+            self.loss(labeled_1, target) + self.loss(labeled_2, target),
+            self.pseudo_loss(unlabeled_1, pseudo_2) + self.pseudo_loss(unlabeled_2, pseudo_1),
+            pseudo_1,
+            pseudo_2,
+            confidence,
+        )
+
+
 class nnUNetTrainerCPSOriginal(nnUNetTrainerCPS):
     """CPS as published for natural images: cross entropy on labeled and unlabeled voxels, weight 1.5, no ramp.
 
