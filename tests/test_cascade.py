@@ -20,7 +20,10 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_semi.errors import EnvironmentNotReady
 from nnunet_semi.randomness import seed_everything
+from nnunet_semi.trainers.nnUNetTrainerBCP import nnUNetTrainerBCP
 from nnunet_semi.trainers.nnUNetTrainerCPS import nnUNetTrainerCPS, nnUNetTrainerCPSCutMix
+from nnunet_semi.trainers.nnUNetTrainerMeanTeacher import nnUNetTrainerMeanTeacher
+from nnunet_semi.trainers.nnUNetTrainerUniMatchV2 import nnUNetTrainerUniMatchV2
 from nnunet_semi.unlabeled.next_stage import find_predictions, predictions_folder
 from short_training import threads_for_processes, train, validate
 from small_dataset import environment, make_dataset, plan
@@ -29,7 +32,7 @@ from tiny_trainer import make_trainer
 FIRST, SECOND = "3d_lowres", "3d_cascade_fullres"
 LABELED, UNLABELED = [f"tr_{i:03d}" for i in range(3)], [f"un_{i:03d}" for i in range(3)]
 BRIGHT = 0.5  # standard deviations above the mean of an image: discs and squares, mostly
-SHORT = {"num_epochs": 1, "num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 1}
+SHORT = {"num_epochs": 1, "num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 1, "pretraining": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -149,13 +152,22 @@ def test_each_fold_reads_its_own_predictions_if_there_are_any(tmp_path: Path) ->
     assert find_predictions(tmp_path, SECOND, "all") == other
 
 
-def test_the_second_stage_trains_on_images_and_predictions(first_stage: Any, plans_file: Path) -> None:
-    trainer = stage(plans_file, SECOND)
+@pytest.mark.parametrize("cls", [nnUNetTrainerCPS, nnUNetTrainerUniMatchV2, nnUNetTrainerMeanTeacher, nnUNetTrainerBCP])
+def test_the_second_stage_trains_on_images_and_predictions(
+    cls: type, first_stage: Any, plans_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    trainer = stage(plans_file, SECOND, cls)
+    folder = Path(trainer.folder_with_segs_from_previous_stage)
+    shutil.copytree(Path(first_stage.output_folder_base, "predicted_next_stage"), folder.parent)
+    inputs: list[torch.Tensor] = []
     batches = []
     own = trainer.losses
 
     def losses(labeled, target, unlabeled):
         batches.append((labeled, unlabeled))
+        for name in {"network", "network_2", "teacher"} & set(vars(trainer)):
+            getattr(trainer, name).register_forward_pre_hook(lambda _, images: inputs.append(images[0]))
         return own(labeled, target, unlabeled)
 
     trainer.losses = losses
@@ -170,6 +182,8 @@ def test_the_second_stage_trains_on_images_and_predictions(first_stage: Any, pla
     view = trainer.strong_view(unlabeled)
     assert torch.equal(view[:, 1:], one_hot)
     assert not torch.equal(view[:, :1], unlabeled[:, :1])
+    assert len(inputs) > 1  # no method disturbs what was predicted, for neither of its networks
+    assert all(set(images[:, 1:].unique().tolist()) <= {0.0, 1.0} for images in inputs)
 
 
 def test_predictions_move_with_the_image(

@@ -16,6 +16,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from nnunet_semi.curves import KEPT, SHARES
 from nnunet_semi.errors import UserError
+from nnunet_semi.perturbation.intensity import IntensityPerturbation
 from nnunet_semi.plugin_trainer import CHECKPOINT_KEY, unwrap
 from nnunet_semi.trainers.nnUNetTrainerBCP import nnUNetTrainerBCP
 from nnunet_semi.trainers.nnUNetTrainerCPS import nnUNetTrainerCPSCutMix, nnUNetTrainerCPSOriginal
@@ -95,7 +96,14 @@ def check_prediction(trainer: Any) -> None:
 UNIMATCH = {"threshold": 0.95, "cutmix_p": 0.5, "unsupervised_weight": 2.0, "ramp_length": 0.0}
 DICE_ALONE = {"pseudo_weight_ce": 0.0, "pseudo_weight_dice": 1.0, "pseudo_dice_background": True}
 CE_ALONE = {"pseudo_weight_ce": 1.0, "pseudo_weight_dice": 0.0}
-MEAN_TEACHER = {"alpha": 0.99, "unsupervised_weight": 0.1, "ramp_length": 1.0}
+NNUNET_VIEWS = {"perturbation": IntensityPerturbation.nnunet}
+MEAN_TEACHER = {
+    **NNUNET_VIEWS,
+    "alpha": 0.99,
+    "unsupervised_weight": 0.1,
+    "ramp_length": 1.0,
+    "deploys_teacher": True,
+}
 PUBLISHED = {  # weights as the classes say: for an L_x of CE + Dice, without the authors' factor before it all
     nnUNetTrainerCPSOriginal: {**CE_ALONE, "unsupervised_weight": 1.5, "ramp_length": 0.0},
     nnUNetTrainerCPSCutMix: {**CE_ALONE, "cutmix_p": 1.0},
@@ -108,10 +116,18 @@ PUBLISHED = {  # weights as the classes say: for an L_x of CE + Dice, without th
         "unsupervised_weight": 1.0,
         "pseudo_ce_over_all": True,
         "alpha": 0.996,
+        "deploys_teacher": True,
     },
     nnUNetTrainerMeanTeacher: MEAN_TEACHER,
     nnUNetTrainerUAMT: {**MEAN_TEACHER, "passes": 8},
-    nnUNetTrainerBCP: {"alpha": 0.99, "unsupervised_weight": 0.5, "ramp_length": 0.0, "box_side": 2 / 3},
+    nnUNetTrainerBCP: {
+        **NNUNET_VIEWS,
+        "alpha": 0.99,
+        "unsupervised_weight": 0.5,
+        "ramp_length": 0.0,
+        "box_side": 2 / 3,
+        "deploys_teacher": False,
+    },
 }
 
 
@@ -148,20 +164,22 @@ def test_a_batch_with_nothing_to_paste_from_is_told(
     assert len(warnings) == bool(said) and said in "".join(warnings)
 
 
+@pytest.mark.parametrize("waits", [False, True])
 @every_method
 def test_a_stopped_training_ends_as_the_unbroken_one_and_stock_nnunet_predicts_with_it(
-    cls: type, tiny_2d: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cls: type, waits: bool, tiny_2d: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = make_trainer(cls, tiny_2d, **SHORT)
+    settings = {**SHORT, "wait_for_classes": waits}
+    trainer = make_trainer(cls, tiny_2d, **settings)
     expected = train(trainer)
     check_curves(trainer, expected)
     check_prediction(trainer)
     assert Path(trainer.output_folder, "checkpoint_best.pth").is_file()
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "continued"))
-    first = make_trainer(cls, tiny_2d, **SHORT)
+    first = make_trainer(cls, tiny_2d, **settings)
     with mock.patch.object(first, "on_train_epoch_start", stopping_at_epoch_1(first)), pytest.raises(KeyboardInterrupt):
         train(first)
-    second = make_trainer(cls, tiny_2d, **SHORT)
+    second = make_trainer(cls, tiny_2d, **settings)
     second.load_checkpoint(str(Path(first.output_folder, "checkpoint_latest.pth")))
     assert second.current_epoch == 1
     assert differences(expected, train(second)) == []
@@ -191,7 +209,7 @@ def test_it_trains(cls: type, dataset: Mapping[str, Any], attributes: Mapping[st
     check_curves(trainer, train(trainer))
 
 
-@pytest.mark.parametrize("cls", [nnUNetTrainerUniMatchV2, nnUNetTrainerBCP, nnUNetTrainerUAMT])
+@every_method
 def test_it_trains_in_3d(cls: type, tiny: Make) -> None:
     plans_file = tiny(("3d_fullres",), dimension=3)
     trainer = make_trainer(cls, plans_file, "3d_fullres", **{**SHORT, "num_iterations_per_epoch": 1})

@@ -54,6 +54,36 @@ def test_the_teacher_gets_no_gradient_and_follows_the_student(cls, tiny_2d):
         torch.testing.assert_close(value, before[name] * 5 / 6 + student[name] / 6)
 
 
+@pytest.mark.parametrize("cls", METHODS)
+def test_the_student_sees_a_disturbed_view_and_the_teacher_does_not(cls, tiny_2d):
+    trainer = initialized(cls, tiny_2d, pretraining=0.0, cutmix_p=0.0)
+    seen, taught = [], []
+    trainer.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    trainer.teacher.register_forward_pre_hook(lambda _, inputs: taught.append(inputs[0]))
+    trainer.strong_view = lambda images: images + 100
+    batch = random_batch(trainer)
+    losses_of(trainer, batch)
+    [student] = seen
+    disturbed = (student > 50).flatten(1).float().mean(1)
+    if cls is nnUNetTrainerBCP:  # a box in each of them is of a labeled patch, or all but a box
+        assert ((disturbed > 0.3) & (disturbed < 0.7)).all()
+    else:
+        assert disturbed.tolist() == [0.0] * len(batch["data"]) + [1.0] * (len(student) - len(batch["data"]))
+    assert all((images - batch["unlabeled"]).abs().max() <= 0.2 + 1e-6 for images in taught) and taught
+
+
+@pytest.mark.parametrize("cls", [nnUNetTrainerMeanTeacher, nnUNetTrainerUAMT])
+def test_noise_leaves_what_is_no_image_alone(cls, tiny_2d):
+    trainer = initialized(cls, tiny_2d)
+    images = torch.randn(2, 3, 32, 32)
+    images[:, 0, :5] = 0
+    trainer.num_image_channels = 2
+    trainer.perturb = trainer.perturbation(anisotropic=False, masked_channels=(0,))
+    noisy = trainer.noisy(images)
+    assert torch.equal(noisy[:, 2], images[:, 2]) and torch.equal(noisy[:, 0] == 0, images[:, 0] == 0)
+    assert not torch.equal(noisy[:, 1], images[:, 1])
+
+
 @pytest.mark.parametrize("labels", [None, REGIONS], ids=["classes", "regions"])
 @pytest.mark.parametrize("deep", [True, False])
 def test_mean_teacher_equals_a_plain_reference(tiny, labels, deep):

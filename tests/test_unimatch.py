@@ -89,9 +89,10 @@ def plain_dice_loss(logits: Tensor, label: Tensor, mask: Tensor) -> Tensor:
     return 1 - torch.stack(dices).mean()
 
 
-def test_losses_equal_a_plain_reference(tiny_2d):
-    """Two strong views, their boxes, the dropped features and the Dice of sure voxels, all written out."""
-    trainer = initialized(nnUNetTrainerUniMatch, tiny_2d, threshold=0.4, enable_deep_supervision=False)
+@pytest.mark.parametrize("cls", [nnUNetTrainerFixMatch, nnUNetTrainerUniMatch])
+def test_losses_equal_a_plain_reference(cls, tiny_2d):
+    """The strong views, their boxes, the dropped features and the Dice of sure voxels, all written out."""
+    trainer = initialized(cls, tiny_2d, threshold=0.4, enable_deep_supervision=False)
     trainer.configuration_manager.configuration["batch_dice"] = False
     trainer.pseudo_loss.dice.batch_dice = False
     batch = random_batch(trainer)
@@ -99,19 +100,22 @@ def test_losses_equal_a_plain_reference(tiny_2d):
     found = losses_of(trainer, batch)
     torch.manual_seed(1)
     weak = batch["unlabeled"]
-    (strong_1, mix_1), (strong_2, mix_2) = trainer.mixed_view(weak), trainer.mixed_view(weak)
-    masks = trainer.dropout.independent(len(weak))
+    drops = cls is nnUNetTrainerUniMatch
+    views = [trainer.mixed_view(weak) for _ in range(2 if drops else 1)]
+    masks = trainer.dropout.independent(len(weak)) if drops else []
     network = trainer.network
     with torch.no_grad():
         probability = network(weak).softmax(1)
         confidence, label = probability.max(1, keepdim=True)
         sure = confidence >= 0.4
         assert 0.05 < sure.float().mean() < 0.95
-        features = [f * m[:, :, None, None] for f, m in zip(network.encoder(weak), masks, strict=True)]
-        expected = 0.5 * plain_dice_loss(network.decoder(features), label, sure)
-        for view, box in ((strong_1, mix_1.mask), (strong_2, mix_2.mask)):
-            pasted = torch.where(box, label.roll(1, 0), label), torch.where(box, sure.roll(1, 0), sure)
-            expected += 0.25 * plain_dice_loss(network(view), *pasted)
+        expected = torch.zeros(())
+        for view, mix in views:
+            pasted = [torch.where(mix.mask, of.roll(1, 0), of) for of in (label, sure)]
+            expected += (0.25 if drops else 1) * plain_dice_loss(network(view), *pasted)
+        if drops:
+            features = [f * m[:, :, None, None] for f, m in zip(network.encoder(weak), masks, strict=True)]
+            expected += 0.5 * plain_dice_loss(network.decoder(features), label, sure)
         supervised = trainer.loss(network(batch["data"]), batch["target"])
     torch.testing.assert_close(found.unsupervised, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.supervised, supervised, rtol=1e-4, atol=1e-5)

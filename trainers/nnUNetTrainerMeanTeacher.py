@@ -31,8 +31,8 @@ class nnUNetTrainerMeanTeacher(nnUNetTrainerTeacher):
 
     def losses(self, labeled: Tensor, target: Any, unlabeled: Tensor) -> Losses:
         """Supervised loss, and the difference of student and teacher on unlabeled images."""
-        outputs, probability = self._student(labeled, unlabeled)
         logits = self.teach(self.noisy(unlabeled))
+        outputs, probability = self._student(labeled, unlabeled)
         unsupervised = mean_squared_difference(probability, self._probabilities(logits))
         told = self.described(*pseudo_label(logits, self.label_manager.has_regions))
         return Losses(self.loss(outputs, target), unsupervised, **told)
@@ -66,10 +66,10 @@ class nnUNetTrainerUAMT(nnUNetTrainerMeanTeacher):
 
     def losses(self, labeled: Tensor, target: Any, unlabeled: Tensor) -> Losses:
         """Supervised loss, and the difference of student and teacher where the teacher is sure."""
-        outputs, probability = self._student(labeled, unlabeled)
         logits = self.teach(self.noisy(unlabeled))
         goal = self._probabilities(logits)
         mask = self._sure(goal, unlabeled)
+        outputs, probability = self._student(labeled, unlabeled)
         label, confidence = pseudo_label(logits, self.label_manager.has_regions)
         unsupervised = mean_squared_difference(probability, goal, mask)
         return Losses(self.loss(outputs, target), unsupervised, **self.described(label, confidence, mask))
