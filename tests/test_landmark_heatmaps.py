@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -126,6 +128,21 @@ def test_dice_and_cross_entropy_equal_a_plain_reference() -> None:
     torch.testing.assert_close(
         losses.dice_bce(logits, target), expected, rtol=1e-4, atol=1e-4
     )  # its 1e-3 against 0 / 0
+
+
+def test_focal_loss_equals_a_plain_reference() -> None:
+    """A peak of two voxels, one whose point lies between voxels so that none is above .9, and none at all."""
+    target = torch.tensor([[0.95, 1.0, 0.4, 0.0], [0.3, 0.7, 0.6, 0.1], [0.2, 0.1, 0.0, 0.0]])
+    peaks = torch.tensor([[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]).bool()
+    logits = 2 * torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    expected = []
+    for p, t, peak in zip(logits.sigmoid().tolist(), target.tolist(), peaks.tolist(), strict=True):
+        terms = [
+            (1 - a) ** 2 * math.log2(a) if is_peak else (1 - b) ** 4 * a**2 * math.log2(1 - a)
+            for a, b, is_peak in zip(p, t, peak, strict=True)
+        ]
+        expected.append(-sum(terms) / max(1, sum(peak)))
+    torch.testing.assert_close(losses.focal(logits, target), torch.tensor(expected))
 
 
 def test_missing_landmarks_teach_nothing() -> None:

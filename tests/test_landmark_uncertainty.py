@@ -45,6 +45,16 @@ def test_one_fold_that_is_far_off_moves_nothing_but_shows_in_the_spread():
     assert found.spread[0] == pytest.approx(59.9 / np.sqrt(5), rel=1e-2)
 
 
+@pytest.mark.parametrize("peaks", [[0.9, 0.2], [0.5, 0.4, 0.3, 0.4]])
+def test_of_halves_that_do_not_agree_the_surer_one_counts(peaks):
+    """As of an image and its mirrored copy, or of two folds."""
+    half = len(peaks) // 2
+    world = np.array([[[0.0, 0.0]]] * half + [[[60.0, 0.0]]] * half)
+    found = agree(world, np.array(peaks)[:, None], np.ones((len(peaks), 1)), 2.0)
+    assert found.world[0] == pytest.approx([0.0, 0.0])
+    assert found.spread[0] == pytest.approx(60 / np.sqrt(2))
+
+
 def test_low_wide_and_scattered_peaks_are_less_certain():
     sure = consensus([0.9]).scale[0]
     assert sure < consensus([0.2]).scale[0]

@@ -252,6 +252,6 @@ class nnUNetTrainerHeatmapL1(nnUNetTrainerHeatmap):
 
 
 class nnUNetTrainerHeatmapFocal(nnUNetTrainerHeatmap):
-    """The focal loss of the published baseline of CL-Detection 2023, for heatmaps with soft values."""
+    """The focal loss of the published baseline of CL-Detection 2023."""
 
     map_loss = staticmethod(losses.focal)

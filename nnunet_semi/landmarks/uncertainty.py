@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-FAR = 3.0  # times the median distance (at least σ) to the median point, beyond which a prediction is left out
+FAR = 3.0  # times the median distance (at least σ) to the central prediction, beyond which one is left out
 LEAST_PEAK = 0.05
 
 
@@ -41,8 +41,10 @@ class Consensus:
 def agree(world: Floats, peak: Floats, width: Floats, sigma: float) -> Consensus:
     """Joins the predictions of folds and mirrored images.
 
-    The point is the mean of the predictions, weighted by their peaks, without those that are far from the median of
-    all: one fold that took a wrong tooth does not pull the others half the way.
+    The point is the mean of the predictions, weighted by their peaks, without those that are far from the central one:
+    a fold that took a wrong tooth does not pull the others half the way. Central is the prediction from which the
+    others, weighted alike, are the least distance away, where all that is far counts the same. Of two that do not
+    agree it is the one with the higher peak.
 
     Args:
         world: (M, L, dim) in mm.
@@ -50,9 +52,12 @@ def agree(world: Floats, peak: Floats, width: Floats, sigma: float) -> Consensus
         width: (M, L) standard deviation of the fitted peak in mm.
         sigma: with which heatmaps were rendered, in mm; predictions that are this close are never left out.
     """
-    distance = np.linalg.norm(world - np.median(world, axis=0), axis=-1)
-    near = distance <= FAR * np.maximum(np.median(distance, axis=0), sigma)
-    weights = near * np.clip(peak, LEAST_PEAK, None)
+    weights = np.clip(peak, LEAST_PEAK, None)
+    apart = np.linalg.norm(world[:, None] - world, axis=-1)  # (M, M, L)
+    central = (weights * np.minimum(apart, 3 * FAR * sigma)).sum(axis=1).argmin(axis=0)
+    distance = np.take_along_axis(apart, central[None, None], axis=0)[0]
+    usual = np.sort(distance, axis=0)[(len(distance) - 1) // 2]
+    weights = weights * (distance <= FAR * np.maximum(usual, sigma))
     point = (world * weights[..., None]).sum(axis=0) / weights.sum(axis=0)[:, None]
     spread = np.sqrt((np.linalg.norm(world - point, axis=-1) ** 2).mean(axis=0))
     return Consensus(point, peak.mean(axis=0), width.mean(axis=0), spread)
