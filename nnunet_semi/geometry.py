@@ -8,6 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from nnunet_semi.errors import UserError
+
+CLOSE_SPACING = 1e-3  # share by which spacings of the same image may differ, as files round them
+CLOSE_ORIGIN = 0.1  # voxels
+CLOSE_DIRECTION = 1e-3
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -41,8 +47,18 @@ class Geometry:
     def from_properties(cls, properties: Mapping[str, Any], transpose_forward: Any) -> Geometry:
         """Of a case that nnU-Net read, from what it keeps in the case's .pkl.
 
-        A 2D image, which nnU-Net holds as one slice, gets two axes.
+        A 2D image, which nnU-Net holds as one slice, gets two axes. Formats that know no more than a spacing, such as
+        PNG, get origin 0 and no rotation.
+
+        Raises:
+            UserError: nnU-Net read it with nibabel, which may turn axes and keeps no origin and direction as above.
         """
+        if "nibabel_stuff" in properties:
+            raise UserError(
+                "nnU-Net read the image with nibabel, whose axes are not those of landmark files; set "
+                '"overwrite_image_reader_writer": "SimpleITKIO" in dataset.json and run `nnUNetv2_plan_and_preprocess` '
+                "again"
+            )
         transposed = properties["shape_before_cropping"]
         shape = [int(transposed[list(transpose_forward).index(axis)]) for axis in range(3)]
         itk = properties.get("sitk_stuff")
@@ -62,6 +78,24 @@ class Geometry:
     def shape(self) -> tuple[int, ...]:
         """The size in array order."""
         return self.size[::-1]
+
+    def difference(self, other: Geometry) -> str:
+        """In words how this grid differs from another, "" if voxels and distances in one are those in the other.
+
+        Training and evaluation both ask this, so that what is trained on can be scored.
+        """
+        if self.size != other.size:
+            return f"size {self.size} against {other.size}"
+        limits = {
+            "spacing": CLOSE_SPACING * np.array(self.spacing),
+            "origin": CLOSE_ORIGIN * min(self.spacing),
+            "direction": CLOSE_DIRECTION,
+        }
+        for name, limit in limits.items():
+            one, two = getattr(self, name), getattr(other, name)
+            if not (np.abs(np.subtract(one, two)) <= limit).all():
+                return f"{name} {one} against {two}"
+        return ""
 
     def _matrix(self) -> np.ndarray:
         return np.array(self.direction).reshape(self.dim, self.dim) * np.array(self.spacing)

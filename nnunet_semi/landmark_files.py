@@ -9,6 +9,8 @@ of the two is there, the other follows from it. Predictions hold further numbers
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +24,7 @@ from nnunet_semi.raw import load_json, name_some
 from nnunet_semi.storage import write_json
 
 DECIMALS = 6  # of coordinates in files
+LEAST_VOLUME = 1e-6  # that the axes of an image span; 1 where they are at right angles
 AGREEMENT = 0.05  # voxels by which `voxel` and `world` of a file may differ
 
 
@@ -135,9 +138,21 @@ def _geometry(path: Path, content: dict[str, Any]) -> Geometry:
     wrong = [name for name, length in lengths.items() if length != expected[name] or dim not in (2, 3)]
     if wrong:
         raise UserError(f"{path} has {lengths[wrong[0]]} numbers in {wrong[0]!r}; expected 2 or 3 axes in all fields")
-    if min(content["size"]) < 1 or min(content["spacing"]) <= 0:
+    _check_grid(path, content["size"], content["spacing"])
+    geometry = Geometry.of(*(content.get(name) for name in expected))
+    if not abs(np.linalg.det(np.reshape(geometry.direction, (dim, dim)))) > LEAST_VOLUME:
+        raise UserError(
+            f"{path} has the 'direction' {content['direction']}, whose axes do not span the image; expected that of "
+            "the image, or none where the axes are not rotated; correct it"
+        )
+    return geometry
+
+
+def _check_grid(path: Path, size: list[float], spacing: list[float]) -> None:
+    if min(size) < 1 or min(spacing) <= 0:
         raise UserError(f"{path} has a size or a spacing that is not positive; correct it")
-    return Geometry.of(*(content.get(name) for name in expected))
+    if any(number != int(number) for number in size):
+        raise UserError(f"{path} has the 'size' {size}; expected whole numbers of voxels, x first; correct it")
 
 
 def _voxel(path: Path, entry: dict[str, Any], geometry: Geometry) -> np.ndarray:
@@ -167,8 +182,12 @@ def _point(path: Path, entry: dict[str, Any], name: str, dim: int) -> np.ndarray
 
 
 def _are_numbers(values: Any) -> bool:
-    numbers = isinstance(values, list) and all(isinstance(value, (int, float)) for value in values)
-    return numbers and bool(np.isfinite(values).all())
+    return isinstance(values, list) and all(_is_number(value) and math.isfinite(value) for value in values)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a float can hold it; 10**400, which JSON allows, is none for us."""
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) <= sys.float_info.max)
 
 
 def _details(entries: list[dict[str, Any]]) -> dict[str, np.ndarray]:
@@ -177,7 +196,7 @@ def _details(entries: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     keys = dict.fromkeys(key for entry in entries for key in entry if key not in ("name", "label", "voxel", "world"))
     for key in keys:
         values = [entry.get(key) for entry in entries]
-        if all(value is None or isinstance(value, (int, float)) for value in values):
+        if all(value is None or _is_number(value) for value in values):
             found[key] = np.array([np.nan if value is None else value for value in values], float)
     return found
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_semi.errors import Problem
+from nnunet_semi.errors import Problem, UserError
 from nnunet_semi.raw import name_some
 
 NAMES = tuple(str(number) for number in range(1, 39))
@@ -87,7 +87,17 @@ def points_as_json(images: Sequence[Sequence[tuple[float, float] | None]]) -> di
     Args:
         images: for each image of the stack its landmarks (x, y) in pixels, in the order of `NAMES`; a missing one
             (None) is left out.
+
+    Raises:
+        UserError: a coordinate is NaN or infinite, which JSON cannot hold.
     """
+    for number, landmarks in enumerate(images, 1):
+        for name, point in zip(NAMES, landmarks, strict=True):
+            if point is not None and not all(map(math.isfinite, point)):
+                raise UserError(
+                    f"landmark {name} of image {number} was found at {tuple(point)}; expected numbers, as the "
+                    "challenge wants all landmarks; predict with another checkpoint, or with -device cpu"
+                )
     points = [
         {"name": name, "point": [float(point[0]), float(point[1]), number]}
         for number, landmarks in enumerate(images, 1)

@@ -16,6 +16,8 @@ from nnunet_semi.cli import main
 from nnunet_semi.errors import UserError, WrongUse
 from nnunet_semi.evaluation.landmarks import LIMITS, MACRO, MICRO, evaluate_landmarks
 from nnunet_semi.orthodontics import NAMES, points_as_json
+from nnunet_semi.report.results import find_results
+from nnunet_semi.report.scores import read_scores
 
 SIZE, SPACING, ORIGIN = [60, 40], [0.5, 0.25], [3.0, -7.0]  # x, y
 LANDMARKS = ("sella", "nasion", "menton")
@@ -163,7 +165,7 @@ def test_json_and_csv_hold_every_value(folders, tmp_path):
     assert tree["mean"]["2"]["MRE"] == pytest.approx(found.statistics["MRE"]["2"].mean)
     assert tree["nnunet_semi"]["classes"] == {"1": "sella", "2": "nasion", "3": "menton"}
     assert [Path(case["reference_file"]).stem for case in tree["metric_per_case"]] == sorted(points(0))
-    rows = list(csv.DictReader((tmp_path / "out" / "landmarks.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "out" / "cases.csv").open()))
     errors = [value for row in expected_errors() for value in row]
     assert len(rows) == len(errors)
     for row, error in zip(rows, errors, strict=True):
@@ -171,6 +173,24 @@ def test_json_and_csv_hold_every_value(folders, tmp_path):
         assert row["error_mm"] == "" if error is None else float(row["error_mm"]) == pytest.approx(error, abs=1e-6)
     with pytest.raises(UserError, match="exists; choose another -o, or pass --overwrite"):
         evaluate_landmarks(*folders, output=tmp_path / "out", progress=False)
+
+
+def test_values_that_are_not_defined_are_null_and_the_report_knows_them(folders, tmp_path):
+    found = evaluate_landmarks(*folders, output=tmp_path / "out", progress=False)
+    text = (tmp_path / "out" / "summary.json").read_text()
+    tree = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    assert tree["metric_per_case"][0]["metrics"]["1"]["MRE"] is None  # the reference has it not
+    scores = read_scores(find_results([tmp_path / "out"])[0])
+    for metric, table in found.tables.items():
+        assert scores.table(metric) == pytest.approx(table, nan_ok=True)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_the_file_of_the_challenge_holds_numbers_alone(value):
+    rows = cl_points(0)
+    rows[1][6] = (3.0, value)
+    with pytest.raises(UserError, match="landmark 7 of image 2"):
+        points_as_json(rows)
 
 
 def test_the_verb_prints_a_table_and_json(folders, capsys):

@@ -10,10 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
+from PIL import Image
 
 from nnunet_semi.errors import UserError
+from nnunet_semi.evaluation.landmarks import evaluate_landmarks
 from nnunet_semi.geometry import Geometry
-from nnunet_semi.landmark_files import Landmarks, check_names, read, write
+from nnunet_semi.landmark_files import Landmarks, as_json, check_names, read, write
 from nnunet_semi.landmarks.dataset import check_geometry
 from nnunet_semi.landmarks.mirroring import landmark_names, mirroring
 
@@ -89,6 +93,13 @@ def change(*path: Any, to: Any) -> Callable[[dict], None]:
         (change("spacing", to="fine"), "'spacing'"),
         (change("spacing", to=[1, 0, 1]), "not positive"),
         (change("origin", to=[1, 2]), "2 numbers in 'origin'"),
+        (change("size", to=[30, 20.7, 10]), "whole numbers"),
+        (change("direction", to=[0] * 9), "do not span the image"),
+        (change("direction", to=[1, 0, 0, 1, 0, 0, 0, 0, 1]), "do not span the image"),
+        (change("landmarks", 0, "voxel", to=[10**400, 2, 1]), "3 numbers"),
+        (change("landmarks", 0, "world", to=[1, -(10**400), 1]), "3 numbers"),
+        (change("origin", to=[10**400, 0, 0]), "'origin'"),
+        (change("spacing", to=[1, 1, 10**30]), "voxel"),
     ],
 )
 def test_what_is_wrong_is_told(tmp_path: Path, breakage: Callable[[dict], None], says: str) -> None:
@@ -100,6 +111,13 @@ def test_what_is_wrong_is_told(tmp_path: Path, breakage: Callable[[dict], None],
     with pytest.raises(UserError) as refusal:
         read(path)
     assert str(path) in str(refusal.value) and says in str(refusal.value)
+
+
+def test_a_further_number_that_no_float_holds_is_left_out(tmp_path: Path) -> None:
+    content = as_json(landmarks())
+    content["landmarks"][0]["peak"] = 10**400
+    (tmp_path / "case.json").write_text(json.dumps(content))
+    assert dict(read(tmp_path / "case.json").details) == {}
 
 
 @pytest.mark.parametrize(
@@ -116,6 +134,52 @@ def test_another_image_is_refused() -> None:
     for other in (Geometry.of((10, 20), (0.5, 0.5)), Geometry.of((20, 10), (0.6, 0.5))):
         with pytest.raises(UserError, match="size|spacing"):
             check_geometry(Path("case.json"), other, image)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"spacing": (0.502, 0.5, 3.0)},
+        {"origin": (-210.1, -180.0, 900.0)},
+        {"origin": (-210.0, -180.0, 900.8)},
+        {"direction": (1, 0.02, 0, -0.02, 1, 0, 0, 0, 1)},
+    ],
+)
+def test_training_refuses_what_evaluation_would_refuse(tmp_path: Path, changed: dict[str, Any]) -> None:
+    """Or a training would end in a validation that fails."""
+    grid: dict[str, Any] = {"size": (40, 40, 20), "spacing": (0.5, 0.5, 3.0), "origin": (-210.0, -180.0, 900.0)}
+    image, other = Geometry.of(**grid), Geometry.of(**(grid | changed))
+    for folder, geometry in (("landmarksTr", other), ("validation", image)):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / "case.json", Landmarks.of({"a": (1.0, 2.0, 3.0)}, geometry))
+    for refused in (
+        lambda: check_geometry(tmp_path / "landmarksTr" / "case.json", other, image),
+        lambda: evaluate_landmarks(tmp_path / "landmarksTr", tmp_path / "validation", progress=False),
+    ):
+        with pytest.raises(UserError, match=next(iter(changed))):
+            refused()
+
+
+def test_rounded_numbers_are_those_of_the_same_image(tmp_path: Path) -> None:
+    image = Geometry.of((40, 40, 20), (0.48828125, 0.48828125, 3.0), (-210.1234567, 1.0, 900.7654321))
+    rounded = Geometry.of((40, 40, 20), (0.4883, 0.4883, 3.0), (-210.123, 1.0, 900.765))
+    assert rounded.difference(image) == image.difference(rounded) == ""
+
+
+@pytest.mark.parametrize("reader", [NibabelIO, NibabelIOWithReorient])
+def test_a_reader_that_does_not_say_where_the_image_is_is_refused(tmp_path: Path, reader: type) -> None:
+    sitk.WriteImage(sitk.Image(6, 5, 4, sitk.sitkUInt8), str(tmp_path / "a_0000.nii.gz"))
+    _, properties = reader().read_images([str(tmp_path / "a_0000.nii.gz")])
+    properties["shape_before_cropping"] = (4, 5, 6)
+    with pytest.raises(UserError, match=r'"overwrite_image_reader_writer": "SimpleITKIO" in dataset\.json'):
+        Geometry.from_properties(properties, (0, 1, 2))
+
+
+def test_a_natural_image_has_pixels_of_one_millimetre(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((10, 20), np.uint8)).save(tmp_path / "a_0000.png")
+    _, properties = NaturalImage2DIO().read_images([str(tmp_path / "a_0000.png")])
+    properties["shape_before_cropping"] = (1, 10, 20)
+    assert Geometry.from_properties(properties, (0, 1, 2)) == Geometry.of((20, 10), (1, 1))
 
 
 def test_geometry_comes_from_what_nnunet_keeps() -> None:
@@ -146,10 +210,18 @@ def test_pairs_change_places_and_the_axis_follows_the_transpose() -> None:
         {"left_right": [["left"]]},
         {"left_right": [["left", "right"]], "axis": "z"},
         {"left_right": [["left", "right"]], "axis": "up"},
+        {"left_right": [["left", "right"]], "axis": ["x"]},
+        {"left_right": [1, 2]},
+        {"left_right": ["ab", "cd"]},
+        {"left_right": 5},
+        {"left_right": {"left": "right"}},
+        {"left_right": [[["left"], "right"]]},
+        ["left", "right"],
+        "left_right",
     ],
 )
-def test_pairs_that_cannot_be_are_refused(described: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="left_right|axis"):
+def test_pairs_that_cannot_be_are_refused(described: Any) -> None:
+    with pytest.raises(UserError, match=r"^dataset\.json has .* '(left_right|axis|landmarks)'.*; expected"):
         mirroring({"labels": LABELS, "landmarks": described}, (0, 1, 2), 2)
 
 

@@ -25,6 +25,7 @@ from nnunet_semi.cli import main
 from nnunet_semi.dataset_conversion.landmarks import draw_balls
 from nnunet_semi.discovery import hook_folder
 from nnunet_semi.errors import EnvironmentNotReady, UserError, WrongUse
+from nnunet_semi.evaluation.landmarks import evaluate_landmarks
 from nnunet_semi.geometry import Geometry
 from nnunet_semi.landmark_files import Landmarks
 from nnunet_semi.landmarks.calibration import SAMPLES, from_validation, samples
@@ -210,7 +211,7 @@ def test_mirrored_images_swap_left_and_right_and_find_the_same_points(model, tmp
     plain, mirrored = (landmark_files.read(tmp_path / name / "case_6.json") for name in ("plain", "mirrored"))
     # this network copies the channel of `left` whatever the side, so that the mirrored image exchanges the two
     spread = mirrored.details["spread_mm"]
-    apart = np.linalg.norm(plain.world[0] - plain.world[1]) / 2
+    apart = np.linalg.norm(plain.world[0] - plain.world[1]) / np.sqrt(2)  # from one of the two, which is taken
     assert spread[2] == pytest.approx(0, abs=0.02) and spread[:2] == pytest.approx([apart, apart], abs=0.05)
 
 
@@ -322,6 +323,38 @@ def test_files_are_kept_replaced_or_completed_only_as_asked(model, tmp_path):
     assert (tmp_path / "out" / "case_7.json").stat().st_mtime_ns > before
 
 
+def test_a_damaged_file_and_one_with_other_landmarks_are_predicted_again(model, tmp_path):
+    folder = model()
+    predict(folder, tmp_path / "out")
+    files = [tmp_path / "out" / f"case_{number}.json" for number in (6, 7)]
+    whole = [file.read_text() for file in files]
+    files[0].write_text(whole[0][:-40])
+    files[1].write_text(whole[1].replace("sella", "elbow"))
+    predict(folder, tmp_path / "out", resume=True)
+    assert [file.read_text() for file in files] == whole
+    assert "elbow" not in (tmp_path / "out" / "landmarks.csv").read_text()
+
+
+def test_the_tables_of_predictions_and_of_their_evaluation_live_side_by_side(model, tmp_path):
+    folder, output = model(), tmp_path / "out"
+    predict(folder, output)
+    predicted = (output / "landmarks.csv").read_text()
+    references = test_images(folder).with_name("landmarksTs")
+    evaluate_landmarks(references, output, output=output, progress=False)
+    scores = (output / "cases.csv").read_text()
+    assert (output / "landmarks.csv").read_text() == predicted
+    predict(folder, output, overwrite=True)
+    assert (output / "cases.csv").read_text() == scores
+
+
+def test_a_table_without_its_cases_is_not_replaced_silently(model, tmp_path):
+    folder = model()
+    (tmp_path / "landmarks.csv").write_text("mine")
+    with pytest.raises(UserError, match=r"already holds landmarks\.csv; choose another -o, pass --overwrite"):
+        predict(folder, tmp_path)
+    assert (tmp_path / "landmarks.csv").read_text() == "mine"
+
+
 # --- CL-Detection 2023 ---
 
 
@@ -372,6 +405,22 @@ def test_memory_does_not_grow_with_the_stack(model, tmp_path):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.3 * peaks[0] + 300_000  # the points of ten more images are small, their 190 kB each are not
+
+
+def test_a_network_that_finds_no_number_writes_no_file_for_the_challenge(model, stack, tmp_path):
+    folder = model(names=NAMES, channels=1)
+
+    def broken(self, data, properties):
+        voxel = np.ones((38, 2))
+        voxel[6] = np.nan
+        return Landmarks(NAMES, voxel, Geometry.of((9, 9), (1.0, 1.0)))
+
+    with (
+        mock.patch("nnunet_semi.landmarks.prediction.LandmarkPredictor.predict_array", broken),
+        pytest.raises(UserError, match=r"landmark 7 of image 1 was found at \(nan, nan\)"),
+    ):
+        predict(folder, tmp_path / "out", source=stack[0], challenge="cl-detection2023")
+    assert not (tmp_path / "out" / "orthodontic-landmarks.json").exists()
 
 
 def test_other_landmarks_are_refused_for_the_challenge(model, stack, tmp_path):

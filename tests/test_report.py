@@ -17,9 +17,11 @@ from PIL import Image
 
 from nnunet_semi.evaluation.landmarks import evaluate_landmarks
 from nnunet_semi.evaluation.run import evaluate
+from nnunet_semi.pictures.landmarks import GREEN, YELLOW
+from nnunet_semi.report.cases import draw_case
 from nnunet_semi.report.page import report
 from nnunet_semi.report.results import find_results
-from nnunet_semi.report.scores import read_scores
+from nnunet_semi.report.scores import Case, read_scores
 from reported_results import Page, make_fold, page_of, square
 from reported_results import dataset as dataset
 from reported_results import scores as scores
@@ -161,25 +163,16 @@ def test_landmarks_are_reported_with_pictures_in_three_colours(tmp_path):
         assert (np.abs(values - colour).max(axis=-1) < 60).any()
 
 
-def test_a_fold_of_a_heatmap_trainer_is_measured_again_from_its_points(tmp_path, monkeypatch):
-    fold = tmp_path / "nnUNet_results" / "Dataset001_Dots" / "nnUNetTrainerHeatmap__nnUNetPlans__2d" / "fold_0"
-    raw = tmp_path / "nnUNet_raw" / "Dataset001_Dots" / "landmarksTr"
-    for folder, x in ((fold / "validation", 14), (raw, 10)):
-        folder.mkdir(parents=True)
-        content = {"size": [50, 60], "spacing": [0.5, 0.5], "landmarks": [{"name": "tip", "label": 1, "voxel": [x, 5]}]}
-        (folder / "a.json").write_text(json.dumps(content))
-    total = {"MRE": 2.0, "SD": 0.0, "SDR": {}}
-    summary = {"mean": total, "per_landmark": {"tip": total}, "metric_per_case": [{"case": "a", **total}]}
-    (fold / "validation" / "summary.json").write_text(json.dumps(summary))
-    (fold / "debug.json").write_text("{}")
-    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "nnUNet_raw"))
-    found = read_scores(find_results([fold])[0])
-    assert found.classes == {"1": "tip"} and found.table("MRE")[0, 0] == pytest.approx(2.0)
-    assert found.table("SDR 2 mm")[0, 0] == 0 and found.table("SDR 2.5 mm")[0, 0] == 1
-    monkeypatch.delenv("nnUNet_raw")
-    found = read_scores(find_results([fold])[0])
-    assert found.classes == {"0": "all landmarks"} and found.table("MRE")[0, 0] == 2.0
-    assert "all landmarks" in page_of([fold], tmp_path).words
+@pytest.mark.parametrize(("place", "joined"), [([10, 20], True), ([60, 20], False)])
+def test_a_reference_outside_of_the_image_is_not_drawn_as_it_is_not_scored(tmp_path, place, joined):
+    for name, voxel in (("reference", place), ("prediction", [40, 20])):
+        content = {"size": [50, 60], "spacing": [0.5, 0.5], "landmarks": [{"name": "tip", "label": 1, "voxel": voxel}]}
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    case = Case("a", {}, tmp_path / "reference.json", tmp_path / "prediction.json")
+    page = Image.open(BytesIO(draw_case(case, landmarks=True, size=400)[0]))
+    values = np.asarray(page.convert("RGB")).astype(int)
+    green, yellow = ((np.abs(values - colour).max(axis=-1) < 40).any() for colour in (GREEN, YELLOW))
+    assert green and yellow == joined
 
 
 # --- one file, readable by all ---

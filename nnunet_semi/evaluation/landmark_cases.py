@@ -18,7 +18,6 @@ from nnunet_semi.orthodontics import NAMES, Cephalogram, read_points
 from nnunet_semi.raw import name_some
 
 NO_CASES = ("dataset.json", "plans.json", "summary.json", "predict_from_raw_data_args.json")  # beside landmarks
-CLOSE = 1e-3  # share by which the spacings of two files of a case may differ
 
 
 @dataclass(frozen=True)
@@ -116,21 +115,10 @@ def _case(case: str, first: Path, second: Path, names: Sequence[str] | None) -> 
             f"the landmarks of {second} are not those of {first} ({name_some(differing)}); expected the same names in "
             "the same order, with null for missing ones"
         )
-    said = _difference(reference.geometry, prediction.geometry)
+    said = reference.geometry.difference(prediction.geometry)
     if said:
         raise UserError(f"{second} and {first} are not about the same image ({said}); predict from the right images")
     return LandmarkCase(case, reference, prediction, first, second)
-
-
-def _difference(one: Geometry, other: Geometry) -> str:
-    """In words how two grids differ, "" if distances in one are distances in the other."""
-    if one.size != other.size:
-        return f"size {one.size} against {other.size}"
-    if not np.allclose(one.spacing, other.spacing, rtol=CLOSE):
-        return f"spacing {one.spacing} against {other.spacing}"
-    if not np.allclose(one.origin, other.origin, atol=0.1 * min(one.spacing)):
-        return f"origin {one.origin} against {other.origin}"
-    return "" if np.allclose(one.direction, other.direction, atol=1e-2) else "another orientation"
 
 
 # --- CL-Detection 2023 ---

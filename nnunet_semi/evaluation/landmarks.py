@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from nnunet_semi import __version__
 from nnunet_semi.errors import UserError, WrongUse
 from nnunet_semi.evaluation.landmark_cases import LandmarkCase, read_cases, read_cl_detection
-from nnunet_semi.evaluation.result import as_columns, output_files, write_text
+from nnunet_semi.evaluation.result import as_columns, output_files, without_nan, write_text
 from nnunet_semi.evaluation.statistics import Statistic, summarise, summarise_mean_of_classes, summarise_pooled
 from nnunet_semi.storage import write_json
 
@@ -121,15 +121,17 @@ class LandmarkEvaluation:
         return text.getvalue()
 
     def write(self, output: Path, overwrite: bool = False, further: Mapping[str, Any] | None = None) -> list[Path]:
-        """Writes summary.json, with `further` entries among this project's own, and landmarks.csv.
+        """Writes summary.json, with `further` entries among this project's own, and cases.csv.
+
+        Values that are not defined are null in the former. `predict_landmarks` writes landmarks.csv, another table.
 
         Raises:
             UserError: see `output_files`.
         """
-        summary, table = output_files(output, "summary.json", "landmarks.csv", overwrite)
+        summary, table = output_files(output, "summary.json", "cases.csv", overwrite)
         tree = self.as_tree()
         tree["nnunet_semi"] |= further or {}
-        write_json(summary, tree)
+        write_json(summary, without_nan(tree))
         write_text(table, self.as_csv())
         return [summary, table]
 
@@ -184,7 +186,7 @@ def evaluate_landmarks(
         reference: folder of JSON files as in landmarksTr, or one of them; for the challenge train-gt.json.
         prediction: folder of files of the same names, or one of them; for the challenge orthodontic-landmarks.json.
         challenge: None or cl-detection2023: √(dx² + dy²) · scale, over all points.
-        output: folder for summary.json and landmarks.csv, or the .json file itself; nothing is written without it.
+        output: folder for summary.json and cases.csv, or the .json file itself; nothing is written without it.
         overwrite: replace what is there.
         chill: leave out references without prediction.
         pictures: folder in which a picture of every case is drawn.
@@ -202,7 +204,7 @@ def evaluate_landmarks(
         raise WrongUse("got images but no folder for pictures; they are only needed with --pictures")
     reference, prediction = Path(reference), Path(prediction)
     if output is not None:
-        output_files(Path(output), "summary.json", "landmarks.csv", overwrite)  # refuses before the work
+        output_files(Path(output), "summary.json", "cases.csv", overwrite)  # refuses before the work
     cases, notes = read_cl_detection(reference, prediction) if challenge else read_cases(reference, prediction, chill)
     if not cases or not cases[0].reference.names:
         raise UserError(f"{reference} holds no landmark; expected at least one")

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from nnunet_semi import landmark_files, raw
 from nnunet_semi.errors import EnvironmentNotReady, UserError
 from nnunet_semi.geometry import Geometry
@@ -59,18 +57,11 @@ def check_geometry(path: Path, landmarks: Geometry, image: Geometry) -> None:
     """Refuses landmarks that were placed in another image than the preprocessed one.
 
     Raises:
-        UserError: size or spacing differ, or, where the file knows them, origin or direction.
+        UserError: the two grids differ in size, spacing, origin or direction.
     """
-    if landmarks.size != image.size:
-        raise _other_image(path, "size", landmarks.size, image.size)
-    for name in ("spacing", "origin", "direction"):
-        own, read = getattr(landmarks, name), getattr(image, name)
-        if not np.allclose(own, read, rtol=1e-3, atol=1e-3 * max(image.spacing)):
-            raise _other_image(path, name, own, read)
-
-
-def _other_image(path: Path, name: str, own: Sequence[float], read: Sequence[float]) -> UserError:
-    return UserError(
-        f"{path} has the {name} {list(own)} (x first), but the preprocessed image of this case {list(read)}; correct "
-        "the file, or preprocess the dataset again if its images were changed"
-    )
+    said = landmarks.difference(image)
+    if said:
+        raise UserError(
+            f"{path} has the {said} of the preprocessed image of this case (x first); correct the file, or preprocess "
+            "the dataset again if its images were changed"
+        )

@@ -33,23 +33,30 @@ def mirroring(dataset_json: Mapping[str, Any], transpose_forward: Sequence[int],
         dim: of the patches, 2 or 3.
 
     Raises:
-        UserError: a name that is no label, a name in two pairs, or an axis that patches do not have.
+        UserError: another form, a name that is no label, a name in two pairs, or an axis that patches do not have.
     """
     described = dataset_json.get("landmarks") or {}
+    if not isinstance(described, Mapping):
+        raise UserError(
+            f"dataset.json has {described!r} as 'landmarks'; expected an object such as "
+            '{"left_right": [["left eye", "right eye"]], "axis": "x"}; correct it, or leave it out'
+        )
     pairs = described.get("left_right")
     if not pairs:
         return None
     names = landmark_names(dataset_json)
-    flat = [name for pair in pairs for name in pair]
+    listed = isinstance(pairs, (list, tuple)) and all(isinstance(p, (list, tuple)) and len(p) == 2 for p in pairs)
+    flat = [name for pair in pairs for name in pair] if listed else []
     wrong = [name for name in flat if name not in names or flat.count(name) > 1]
-    if wrong or any(len(pair) != 2 for pair in pairs):
+    if wrong or not listed:
         raise UserError(
             f"dataset.json has {pairs} as 'left_right' of 'landmarks'; expected pairs of its labels, each label once "
             f"at most{f'; correct {wrong[0]!r}' if wrong else ''}"
         )
     partner = {**{a: b for a, b in pairs}, **{b: a for a, b in pairs}}
     letter = described.get("axis", "x")
-    axis = list(transpose_forward).index(AXES[letter]) - (3 - dim) if letter in AXES else -1
+    known = isinstance(letter, str) and letter in AXES
+    axis = list(transpose_forward).index(AXES[letter]) - (3 - dim) if known else -1
     if axis < 0:
         raise UserError(
             f"dataset.json has {letter!r} as 'axis' of 'landmarks'; expected x, y or z, an axis of the image"

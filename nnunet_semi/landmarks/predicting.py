@@ -66,7 +66,7 @@ def predict_landmarks(
             validation cases, and for 0 if not, or if there are none. The challenge wants all landmarks.
         challenge: None or cl-detection2023.
         overwrite: replace files that are there.
-        resume: leave out cases whose file is there.
+        resume: leave out cases whose file is there and whole, with the landmarks of the model.
         progress: show a bar on a terminal.
 
     Returns:
@@ -93,7 +93,7 @@ def predict_landmarks(
     _prepare(output, cases, overwrite, resume)
     for case, files in tqdm(cases.items(), "predict_landmarks", disable=None if progress else True):
         target = output / f"{case}.json"
-        if resume and target.exists():
+        if resume and _is_done(target, predictor.names):
             continue
         try:
             found = predictor.predict(files)
@@ -133,12 +133,20 @@ def input_cases(folder: Path, dataset_json: dict[str, Any]) -> dict[str, list[st
 
 def _prepare(output: Path, cases: dict[str, list[str]], overwrite: bool, resume: bool) -> None:
     there = [case for case in cases if (output / f"{case}.json").exists()]
+    there += [TABLE] if (output / TABLE).exists() else []
     if there and not (overwrite or resume):
         raise UserError(
             f"{output} already holds {name_some(there)}; choose another -o, pass --overwrite to replace them, or "
             "--continue_prediction to keep them"
         )
     _make(output)
+
+
+def _is_done(file: Path, names: Sequence[str]) -> bool:
+    try:
+        return list(landmark_files.read(file).names) == list(names)
+    except UserError:  # not there, or damaged
+        return False
 
 
 def _make(folder: Path) -> None:

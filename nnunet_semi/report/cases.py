@@ -48,7 +48,8 @@ def draw_case(case: Case, landmarks: bool, size: int) -> tuple[bytes, str]:
 
 def _landmarks(case: Case, size: int) -> tuple[Image.Image, str]:
     assert case.reference and case.prediction
-    reference, prediction = landmark_files.read(case.reference), landmark_files.read(case.prediction)
+    reference = landmark_files.read(case.reference).in_image  # as it is scored
+    prediction = landmark_files.read(case.prediction)
     errors = np.linalg.norm(reference.world - prediction.world, axis=1)
     shape, spacing = reference.geometry.shape, reference.geometry.spacing[::-1]
     if int(np.prod(shape)) > 1 << 30:

@@ -1,9 +1,8 @@
-"""The scores in a summary.json, of nnU-Net's validation, of `nnunet_semi evaluate`, or of a heatmap trainer."""
+"""The scores in a summary.json, of the validation of a training or of `nnunet_semi evaluate`."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_semi import landmark_files
 from nnunet_semi.errors import UserError
-from nnunet_semi.raw import RAW, load_json
+from nnunet_semi.raw import load_json
 from nnunet_semi.report.results import Result
 
 COUNTS = {"TP", "FP", "FN", "TN", "n_pred", "n_ref"}
@@ -22,7 +20,6 @@ DISTANCES = ("HD", "HD95", "ASSD", "MRE")  # less is better, as for `missed` and
 LESS_IS_BETTER = (*DISTANCES, "missed", "invented")
 MAIN = ("MRE", "Dice")  # the metric that is drawn and that sorts cases, the first that is there
 SETTINGS = ("classes", "tolerance", "challenge", "distances")  # of `nnunet_semi evaluate`, worth telling
-LIMITS = (2.0, 2.5, 3.0, 4.0)  # mm
 
 
 @dataclass(frozen=True)
@@ -119,11 +116,9 @@ def read_scores(result: Result) -> Scores:
     assert result.summary is not None
     tree = load_json(result.summary)
     entries = tree.get("metric_per_case")
-    if isinstance(entries, list) and entries and all(isinstance(entry, dict) for entry in entries):
-        if all(isinstance(entry.get("metrics"), dict) for entry in entries):
-            return _of_summary(result, tree, entries)
-        if "per_landmark" in tree:
-            return _of_landmarks(result, tree, entries)
+    entries = entries if isinstance(entries, list) else []
+    if entries and all(isinstance(_dict(entry).get("metrics"), dict) for entry in entries):
+        return _of_summary(result, tree, entries)
     raise UserError(
         f"{result.summary} holds no scores of cases (metric_per_case); expected what nnU-Net's validation or "
         "`nnunet_semi evaluate -o` writes; score the predictions again"
@@ -175,55 +170,6 @@ def _case(result: Result, entry: dict[str, Any]) -> Case:
     return Case(name, values, reference, prediction)
 
 
-def _of_landmarks(result: Result, tree: dict[str, Any], entries: list[dict[str, Any]]) -> Scores:
-    """Of a heatmap trainer, which keeps only means: measured again from the files of points, where both are there."""
-    assert result.summary is not None
-    folder, dataset = result.summary.parent, _dataset(result)
-    names = [str(name) for name in _dict(tree["per_landmark"])]
-    cases = []
-    for entry in entries:
-        name = str(entry.get("case"))
-        prediction, reference = folder / f"{Path(name).name}.json", None
-        values: dict[str, dict[str, float]] = {}
-        if dataset is not None and (dataset / "landmarksTr" / prediction.name).is_file() and prediction.is_file():
-            reference = dataset / "landmarksTr" / prediction.name
-            values = _landmark_values(landmark_files.read(reference), landmark_files.read(prediction))
-        else:
-            values = {"0": {"MRE": _number(entry.get("MRE"))}}
-        cases.append(Case(name, values, reference, prediction))
-    if any("0" in case.values for case in cases):
-        note = "The reference landmarks are not at hand: only the mean of each case is known."
-        cases = [Case(c.name, {"0": {"MRE": _case_mean(c)}}, c.reference, c.prediction) for c in cases]
-        return Scores(cases, {"0": "all landmarks"}, ["MRE"], True, notes=[note])
-    metrics = ["MRE", *(f"SDR {limit:g} mm" for limit in LIMITS), "missed", "invented"]
-    return Scores(cases, {str(label): name for label, name in enumerate(names, 1)}, metrics, True)
-
-
-def _case_mean(case: Case) -> float:
-    values = [of["MRE"] for of in case.values.values() if not math.isnan(of["MRE"])]
-    return sum(values) / len(values) if values else math.nan
-
-
-def _landmark_values(
-    reference: landmark_files.Landmarks, prediction: landmark_files.Landmarks
-) -> dict[str, dict[str, float]]:
-    values = {}
-    errors = np.linalg.norm(reference.world - prediction.world, axis=1)
-    for label, error in enumerate(errors, 1):
-        here, found = (not np.isnan(side.voxel[label - 1]).any() for side in (reference, prediction))
-        of = {"MRE": float(error)}
-        of |= {f"SDR {limit:g} mm": math.nan if math.isnan(error) else float(error < limit) for limit in LIMITS}
-        of |= {"missed": float(not found) if here else math.nan, "invented": math.nan if here else float(found)}
-        values[str(label)] = of
-    return values
-
-
-def _dataset(result: Result) -> Path | None:
-    """The raw dataset of a fold, where nnUNet_raw is set and has it."""
-    folder = Path(os.environ.get(RAW, ""), result.model.parent.name)
-    return folder if os.environ.get(RAW) and folder.is_dir() else None
-
-
 def _names(result: Result, stated: dict[str, Any]) -> dict[str, str]:
     """Class as the summary has it → name: stated by the summary, or from the dataset.json of the model."""
     if stated:
@@ -247,7 +193,7 @@ def _number(value: Any) -> float:
 
 
 def _digits(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    return "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _interval(statistic: Any) -> tuple[float, float]:
