@@ -6,14 +6,16 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from batchgeneratorsv2.transforms.base.basic_transform import ImageOnlyTransform
 
-from landmark_dataset import DOT, OFFSETS, SPACING, make_landmark_dataset
+from landmark_dataset import DOT, OFFSETS, SHAPES, SPACING, make_landmark_dataset
 from nnunet_semi.errors import EnvironmentNotReady, UserError
 from nnunet_semi.landmark_files import read, write
 from nnunet_semi.landmarks.calibration import SAMPLES
@@ -32,7 +34,17 @@ from test_resume import Stopped, stop_after_epoch
 from tiny_trainer import make_trainer
 
 CONFIGURATION = {2: "2d", 3: "3d_fullres"}
-HALF, RIM = 5, 0.03  # voxels around a dot that are looked at, and the mean of the outermost of them, its height being 1
+HALF, RIM = 2.5, 0.03  # what is looked at around a dot, in widths, and the mean of its outermost voxels, 1 on top
+SHIFT = 0.05  # voxels that a point may be off its dot, whatever the augmentation
+GEOMETRY = ("MovePoints", "MirrorPoints", "Convert2DTo3DTransform", "Convert3DTo2DTransform")
+INTENSITY = {
+    "GaussianNoiseTransform",
+    "GaussianBlurTransform",
+    "MultiplicativeBrightnessTransform",
+    "ContrastTransform",
+    "LowResolutionInPlace",
+    "GammaTransform",
+}
 PAIRS = {"left_right": [["dot 1", "dot 2"]]}
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -48,7 +60,7 @@ def dots(_made: dict[Any, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     """Makes a dataset of dots without noise once per session and gives its plans file."""
 
     def make(dimension: int, **options: Any) -> Path:
-        key = repr((dimension, sorted(options.items())))
+        key = repr((dimension, SPACING[dimension], sorted(options.items())))
         root = _made[""] / str(abs(hash(key)))
         for name, value in {**environment(root), "nnUNet_results": str(tmp_path / "nnUNet_results")}.items():
             monkeypatch.setenv(name, value)
@@ -61,14 +73,26 @@ def dots(_made: dict[Any, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     return make
 
 
+@pytest.fixture
+def fine_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the dots of volumes be 3 to 4 voxels wide, as interpolation moves narrower ones, and fade inside of them."""
+    monkeypatch.setitem(SPACING, 3, tuple(spacing / 2 for spacing in SPACING[3]))
+    monkeypatch.setitem(SHAPES, 3, (48, 72, 64))
+
+
 def heatmap_trainer(plans_file: Path, cls: type = nnUNetTrainerHeatmap, dimension: int = 2, **attributes: Any) -> Any:
     return make_trainer(cls, plans_file, CONFIGURATION[dimension], **attributes)
 
 
+def started_loader(trainer: Any) -> Any:
+    """The loader of labeled patches of a trainer, which this starts."""
+    trainer.on_train_start()
+    return trainer.dataloader_train.data_loader.loader
+
+
 def only_geometry(pipeline: Any) -> Any:
     """nnU-Net's augmentation with every rotation, scaling and mirroring, and untouched intensities."""
-    names = ("MovePoints", "MirrorPoints", "Convert2DTo3DTransform", "Convert3DTo2DTransform")
-    pipeline.transforms = [t for t in pipeline.transforms if type(t).__name__ in names]
+    pipeline.transforms = [t for t in pipeline.transforms if type(t).__name__ in GEOMETRY]
     for transform in pipeline.transforms:
         if type(transform).__name__ == "MovePoints":
             transform.transform.p_rotation = transform.transform.p_scaling = 1
@@ -80,14 +104,14 @@ def only_geometry(pipeline: Any) -> Any:
     [(2, {}), (3, {}), (2, {"landmarks": PAIRS}), (3, {"landmarks": {**PAIRS, "axis": "y"}})],
     ids=["2D", "3D", "2D with pairs", "3D with pairs"],
 )
+@pytest.mark.usefixtures("fine_volumes")
 def test_points_lie_on_the_dots_through_everything(dots: Callable[..., Path], dimension: int, options: dict) -> None:
     """Crop to nonzero, resampling, patches, augmentation: the dots of a batch are where its points say.
 
     The second dot is twice as bright as the first, by which a mirrored image is known.
     """
     trainer = heatmap_trainer(dots(dimension, **options), dimension=dimension)
-    trainer.on_train_start()
-    loader = trainer.dataloader_train.data_loader.loader
+    loader = started_loader(trainer)
     loader.transforms = only_geometry(loader.transforms)
     spacing = np.array(trainer.configuration_manager.spacing)
     seen, mirrored = [], set()
@@ -102,9 +126,7 @@ def test_points_lie_on_the_dots_through_everything(dots: Callable[..., Path], di
                     seen.append(float((found - point).norm()))
             mirrored |= first_is_brighter(image[0], points)
     assert len(seen) > 10
-    assert max(seen) < (
-        0.05 if dimension == 2 else 0.08
-    )  # in 3D the dots are small, and interpolation moves their centres
+    assert max(seen) < SHIFT
     assert mirrored == ({False, True} if options else {False})  # dots 1 and 2 change places in the mirrored image only
     stop_workers(trainer)
 
@@ -120,15 +142,81 @@ def first_is_brighter(image: torch.Tensor, points: torch.Tensor) -> set[bool]:
 
 def nearby_dot(image: torch.Tensor, point: torch.Tensor, width: np.ndarray) -> torch.Tensor | None:
     """The centre of the dot about a point; None where the patch or the image ends before the dot has faded away."""
-    first = torch.floor(point) - HALF if not point.isnan().any() else torch.tensor(-1.0)
-    if (first < 0).any() or (first + 2 * HALF + 2 > torch.tensor(image.shape)).any():
+    half = round(HALF * max(width))
+    first = torch.floor(point) - half if not point.isnan().any() else torch.tensor(-1.0)
+    if (first < 0).any() or (first + 2 * half + 2 > torch.tensor(image.shape)).any():
         return None
-    values = image[tuple(slice(int(a), int(a) + 2 * HALF + 2) for a in first)] - image.min()
+    values = image[tuple(slice(int(a), int(a) + 2 * half + 2) for a in first)] - image.min()
     values = values / values.max()
     inner = (slice(1, -1),) * values.ndim
     if values.sum() - values[inner].sum() > RIM * (values.numel() - values[inner].numel()):
         return None
     return decode(values[None, None], list(width), 2).points[0, 0] + first
+
+
+def bright_dots(dimension: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (N, *shape) of one dot each, 3 voxels wide and far above any noise, and its centre (N, dim)."""
+    shape, count = {2: ((61, 54), 60), 3: ((40, 44, 42), 20)}[dimension]
+    generator = torch.Generator().manual_seed(0)
+    points = torch.tensor(shape) / 2 + torch.rand(count, dimension, generator=generator) * 6 - 3
+    return 1000 * render(points[:, None], shape, [3.0] * dimension)[:, 0], points
+
+
+def centres_of_mass(images: torch.Tensor) -> torch.Tensor:
+    """Of what differs from the background in images (N, *shape)."""
+    grid = torch.stack(torch.meshgrid(*map(torch.arange, images.shape[1:]), indexing="ij"), -1)
+    flat = images.flatten(1).double()
+    mass = flat - flat.median(1, keepdim=True).values
+    return (mass @ grid.flatten(0, -2).double() / mass.sum(1, keepdim=True)).float()
+
+
+def always(pipeline: Any) -> list[ImageOnlyTransform]:
+    """What a pipeline does to intensities, each of it as a transform that changes every channel of every sample."""
+    bare = [getattr(transform, "transform", transform) for transform in pipeline.transforms]
+    found = [transform for transform in bare if isinstance(transform, ImageOnlyTransform)]
+    for transform in found:
+        if hasattr(transform, "p_per_channel"):
+            transform.p_per_channel = 1
+    return found
+
+
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_no_change_of_intensity_moves_a_dot(dots: Callable[..., Path], dimension: int) -> None:
+    trainer = heatmap_trainer(dots(dimension), dimension=dimension)
+    transforms = always(started_loader(trainer).transforms)
+    assert {type(transform).__name__ for transform in transforms} == INTENSITY
+    images, points = bright_dots(dimension)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    for transform in transforms:
+        changed = torch.cat([transform(image=image[None].clone())["image"] for image in images])
+        assert not torch.equal(changed, images)
+        assert (centres_of_mass(changed) - points).norm(dim=1).max() < SHIFT, transform
+    stop_workers(trainer)
+
+
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_the_students_view_moves_no_dot(dots: Callable[..., Path], dimension: int) -> None:
+    trainer = heatmap_trainer(dots(dimension, unlabeled=4), nnUNetTrainerHeatmapMeanTeacher, dimension)
+    trainer.initialize()
+    perturb, images, points = trainer.perturb, *bright_dots(dimension)
+    names = [field.name for field in fields(perturb) if field.name.endswith("_p")]
+    assert len(names) == 7
+    torch.manual_seed(0)
+    for name in names:
+        trainer.perturb = replace(perturb, **{other: float(other == name) for other in names})
+        view = trainer.strong_view(images[:, None])[:, 0]
+        assert not torch.equal(view, images)
+        assert (centres_of_mass(view) - points).norm(dim=1).max() < SHIFT, name
+
+
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_patches_are_rotated_by_15_degrees_at_most(dots: Callable[..., Path], dimension: int) -> None:
+    trainer = heatmap_trainer(dots(dimension), dimension=dimension)
+    (move,) = [t for t in started_loader(trainer).transforms.transforms if type(t).__name__ == "MovePoints"]
+    assert move.transform.rotation == pytest.approx((-0.2618, 0.2618), abs=1e-4)
+    assert move.transform.p_rotation > 0
+    stop_workers(trainer)
 
 
 @pytest.mark.parametrize("allowed", [True, False])
@@ -207,9 +295,14 @@ def test_a_continued_training_is_the_unbroken_one(dots: Callable[..., Path], mon
 def test_the_best_checkpoint_has_the_smallest_moving_average_of_the_error(dots: Callable[..., Path]) -> None:
     trainer = heatmap_trainer(dots(2), num_epochs=4)
     trainer.print_to_log_file("Yayy! New best EMA pseudo Dice: -3.2", also_print_to_console=False)
+    errors = [5.0, 1.0, 12.0, 0.5]  # their moving average is smallest in the second epoch, they themselves in the last
+    trainer.validation_step = lambda batch: {"loss": 0.0, "errors": np.full((2, 3), errors[trainer.current_epoch])}
     logging = train(trainer)["logging"]
-    assert logging["mean_fg_dice"] == [-mre for mre in logging["landmark_mre"]]
-    assert trainer._best_ema == max(logging["ema_fg_dice"])
+    assert logging["landmark_mre"] == errors
+    assert logging["mean_fg_dice"] == [-mre for mre in errors]
+    assert trainer._best_ema == max(logging["ema_fg_dice"]) == logging["ema_fg_dice"][1]
+    best = torch.load(Path(trainer.output_folder, "checkpoint_best.pth"), weights_only=False)
+    assert best["current_epoch"] == 2  # epochs that are done
     log = Path(trainer.log_file).read_text()
     assert (
         "moving average of -MRE [mm]: -3.2" in log

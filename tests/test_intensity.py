@@ -15,6 +15,7 @@ from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
 from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.nn.functional import interpolate
 
 from nnunet_semi.perturbation import intensity, operators
 from nnunet_semi.perturbation.intensity import IntensityPerturbation
@@ -110,6 +111,17 @@ def test_low_resolution_is_nnunets(spatial_shape, zoom):
     torch.testing.assert_close(result, theirs(image=planes.clone())["image"], atol=1e-5, rtol=0)
 
 
+@SHAPES
+@pytest.mark.parametrize("zoom", [0.02, 0.26, 0.35, 0.5, 0.77, 1.0])
+def test_linear_low_resolution_is_torchs_linear_interpolation_down_and_up(spatial_shape, zoom):
+    planes = make_images(1, 1, *spatial_shape)[0]
+    axes, mode = tuple(range(len(spatial_shape))), {2: "bilinear", 3: "trilinear"}[len(spatial_shape)]
+    coarse = interpolate(planes[None], [max(1, round(zoom * size)) for size in spatial_shape], mode=mode)
+    expected = interpolate(coarse, spatial_shape, mode=mode)[0]
+    result = operators.lower_resolution(planes, per_plane(zoom, planes), axes, linear=True)
+    torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
+
+
 def test_low_resolution_has_a_zoom_per_plane():
     planes = make_images(1, 3, 16, 16)[0]
     zooms = torch.tensor([0.3, 0.6, 0.9])
@@ -186,7 +198,7 @@ def test_strong_is_at_least_as_strong_as_nnunet_in_every_parameter():
         usual, stronger = getattr(nnunet, field.name), getattr(strong, field.name)
         if "_p" in field.name:
             assert stronger > usual, field.name
-        elif not field.name.endswith(("axes", "channels")):
+        elif not field.name.endswith(("axes", "channels", "linear")):
             assert stronger[0] <= usual[0] and usual[1] <= stronger[1] and stronger != usual, field.name
 
 
@@ -254,6 +266,8 @@ def test_low_resolution_keeps_a_ramp_in_place():
     # A coarse voxel of 1/zoom <= 2 fine ones takes the value of one of them: at most one voxel off, none on average.
     assert shift.abs().max() <= 1.0
     assert shift.mean().abs() < 0.25
+    linear = replace(ALWAYS["low_resolution"], low_resolution_zoom=(0.35, 1.0), low_resolution_linear=True)
+    assert (linear(ramp) - ramp)[..., 4:-4].abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("preset", [IntensityPerturbation.nnunet, IntensityPerturbation.strong])
@@ -320,13 +334,15 @@ def test_computing_all_planes_as_on_a_gpu_gives_the_same_views(spatial_shape, mo
 
 
 @SHAPES
-def test_nothing_is_read_back_from_an_accelerator(spatial_shape):
+@pytest.mark.parametrize("linear", [False, True])
+def test_nothing_is_read_back_from_an_accelerator(spatial_shape, linear):
     """Fake tensors hold shapes but no values: whatever would wait for a GPU raises."""
     with FakeTensorMode():
         images = torch.empty(2, 3, *spatial_shape, device="cuda")
         with pytest.raises(DataDependentOutputException):
             images.sum().item()
-        view = replace(IntensityPerturbation.strong(), masked_channels=(0,))(images, num_image_channels=2)
+        perturb = replace(IntensityPerturbation.strong(), masked_channels=(0,), low_resolution_linear=linear)
+        view = perturb(images, num_image_channels=2)
         assert view.shape == images.shape and view.device.type == "cuda"
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
+from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
@@ -100,14 +101,36 @@ def test_points_follow_mirroring_and_change_sides(dim: int, axis: int) -> None:
     assert seen == {True, False}
 
 
-def test_missing_points_stay_missing_and_outside_ones_outside() -> None:
-    np.random.seed(2)
-    points = torch.tensor([[torch.nan, torch.nan], [-30.0, 20.0], [20.0, 20.0], [20.0, 20.0]])
-    move = MovePoints(spatial((40, 40), p_rotation=1, rotation=(-0.2, 0.2)))
-    moved = move(image=torch.zeros(1, 44, 44), points=points)["points"]
-    assert moved[0].isnan().all()
-    assert (moved[1] < 0).any()
-    assert torch.equal(moved[2], moved[3])
+def test_missing_points_stay_missing_and_outside_ones_follow_the_same_formula() -> None:
+    angle, scale = 0.2, 1.25
+    points = torch.tensor([[torch.nan, torch.nan], [-30.0, 20.0], [50.0, -7.0], [20.0, 20.0], [20.0, 20.0]])
+    options = {"p_scaling": 1, "scaling": scale, "p_synchronize_scaling_across_axes": 1}
+    move = MovePoints(spatial((40, 36), p_rotation=1, rotation=angle, **options))
+    moved = move(image=torch.zeros(1, 44, 50), points=points)["points"]
+    turn = torch.tensor([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]).float()
+    expected = (points - torch.tensor([21.5, 24.5])) @ turn.T / scale + torch.tensor([19.5, 17.5])
+    torch.testing.assert_close(moved, expected, equal_nan=True, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_low_resolution_leaves_dots_where_they_are(dim: int) -> None:
+    np.random.seed(4)
+    torch.manual_seed(4)
+    lower = SimulateLowResolutionTransform((0.5, 1), False, True, None)
+    (in_place,) = PointPipeline(ComposeTransforms([lower]), None).transforms
+    points = torch.tensor(SHAPES[dim]) / 2 + torch.rand(40, dim) * 6 - 3
+    image = torch.cat([dot(point, SHAPES[dim]) for point in points])
+    lowered = in_place(image=image.clone())["image"]
+    shifts = torch.stack([centre(channel[None]) for channel in lowered]) - points
+    assert not torch.equal(lowered, image)
+    assert shifts.norm(dim=1).max() < TOLERANCE
+
+
+def test_low_resolution_draws_what_nnunet_draws() -> None:
+    lower = SimulateLowResolutionTransform((0.5, 1), False, True, (0,), [0, 1], 0.5)
+    (at_random,) = PointPipeline(ComposeTransforms([RandomTransform(lower, 0.25)]), None).transforms
+    assert at_random.apply_probability == 0.25
+    assert vars(at_random.transform) == vars(lower)
 
 
 def test_the_pipeline_applies_the_rest_and_drops_the_segmentation() -> None:
@@ -159,6 +182,30 @@ def test_the_half_pixel_rule_is_that_of_nnunets_resampling(new: tuple[int, int])
     there = resample(point.numpy(), old, new)
     assert np.abs(there[0] - found).max() < 0.02
     assert np.abs(resample(there, new, old) - point.numpy()).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("old", "spacing", "new", "width", "tolerance"),
+    [
+        ((30, 36, 34), (1, 1, 1), (40, 30, 51), (3, 3, 3), 1e-3),
+        ((30, 36, 34), (1, 1, 1), (22, 50, 25), (3, 3, 3), 1e-3),
+        ((16, 40, 40), (5, 1, 1), (32, 30, 50), (1.5, 4, 4), 0.03),
+        ((16, 40, 40), (5, 1, 1), (27, 30, 50), (1.5, 4, 4), 0.03),
+        ((16, 40, 40), (5, 1, 1), (9, 30, 50), (1.5, 4, 4), 0.03),
+    ],
+    ids=["isotropic", "isotropic, coarser", "separate z, twice", "separate z, finer", "separate z, coarser"],
+)
+def test_the_half_pixel_rule_is_that_of_nnunets_resampling_of_volumes(
+    old: tuple[int, ...], spacing: tuple[int, ...], new: tuple[int, ...], width: tuple[float, ...], tolerance: float
+) -> None:
+    """Separate z takes the nearest slice, after which only the centre of mass tells where a dot is."""
+    point = torch.tensor(old) * 0.47 + 0.2
+    image = render(point[None, None], old, width)[0].numpy()
+    target = tuple(np.array(spacing) * old / new)
+    resampled = resample_data_or_seg_to_shape(image, new, spacing, target, False, 3, 0, force_separate_z=None)[0]
+    grid = np.stack(np.meshgrid(*map(np.arange, new), indexing="ij"), -1)
+    found = (grid * np.array(resampled)[..., None]).sum((0, 1, 2)) / np.array(resampled).sum()
+    np.testing.assert_allclose(resample(point.numpy(), old, new), found, atol=tolerance)
 
 
 def properties(bbox: list[list[int]], before: tuple[int, ...]) -> dict:

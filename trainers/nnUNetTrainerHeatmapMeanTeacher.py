@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from nnunet_semi.curves import SHARES
 from nnunet_semi.landmarks.curves import LandmarkCurves
 from nnunet_semi.landmarks.decoding import decode
 from nnunet_semi.landmarks.heatmaps import heatmap_logits
+from nnunet_semi.perturbation.intensity import IntensityPerturbation
 from nnunet_semi.trainers.nnUNetTrainerHeatmap import nnUNetTrainerHeatmap
 from nnunet_semi.trainers.nnUNetTrainerSemi import Losses, split
 from nnunet_semi.trainers.nnUNetTrainerTeacher import nnUNetTrainerTeacher
@@ -31,10 +33,16 @@ class nnUNetTrainerHeatmapMeanTeacher(nnUNetTrainerTeacher, nnUNetTrainerHeatmap
         smallest_peak: points of a lower peak count nothing; a landmark that is not in the patch has none.
     """
 
+    perturb: IntensityPerturbation
     unsupervised_weight: float = 0.3
     ramp_length: float = 1.0
     smallest_peak: float = 0.6
     curve_names: Sequence[str] = ("semi_confidence", "semi_kept")
+
+    def initialize(self) -> None:
+        """Build what the bases build; the student's view must not move what the teacher marked."""
+        super().initialize()
+        self.perturb = replace(self.perturb, low_resolution_linear=True)
 
     def curve_logger(self) -> Any:
         """nnU-Net's logger with errors in mm and the curves of unlabeled images."""

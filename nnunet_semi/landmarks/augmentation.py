@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform, ImageOnlyTransform, SegOnlyTransform
+from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, Convert3DTo2DTransform
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from nnunet_semi.landmarks.mirroring import Mirroring
 from nnunet_semi.pipelines import CASCADE, READS_SEGMENTATION, TARGET_ONLY
@@ -63,6 +65,8 @@ def _with_points(transform: BasicTransform, mirroring: Mirroring | None) -> Basi
         return MovePoints(transform)
     if isinstance(transform, MirrorTransform):
         return MirrorPoints(transform, mirroring)
+    if isinstance(transform, SimulateLowResolutionTransform):
+        return LowResolutionInPlace(transform)
     if isinstance(transform, (*MOVES_NO_VOXEL, *READS_SEGMENTATION)):
         return transform
     raise NotImplementedError(
@@ -126,6 +130,32 @@ class MirrorPoints(BasicTransform):
         if parameters["axes"]:
             points = mirror(points, self.mirroring, sample["image"].shape[1:])
         return {**self.transform.apply(sample, **parameters), "points": points}
+
+
+class LowResolutionInPlace(SimulateLowResolutionTransform):
+    """nnU-Net's loss of resolution, where points need not follow.
+
+    nnU-Net takes the nearest voxel on the way down, which moves what lies in the image by up to half a voxel along each
+    axis. Interpolated linearly in both directions, a dot of σ ≥ 3 voxels moves by less than .04 of one.
+    """
+
+    def __init__(self, transform: SimulateLowResolutionTransform) -> None:
+        super().__init__(
+            transform.scale,
+            transform.synchronize_channels,
+            transform.synchronize_axes,
+            transform.ignore_axes,
+            transform.allowed_channels,
+            transform.p_per_channel,
+        )
+
+    def _apply_to_image(self, img: Tensor, **params: Any) -> Tensor:
+        shape, mode = img.shape[1:], self.upmodes[img.ndim - 1]
+        for channel, scales in zip(params["apply_to_channel"], params["scales"], strict=True):
+            coarse = [round(size * scale.item()) for size, scale in zip(shape, scales, strict=True)]
+            lowered = interpolate(img[channel][None, None], coarse, mode=mode)
+            img[channel] = interpolate(lowered, shape, mode=mode)[0, 0]
+        return img
 
 
 def mirror(points: Tensor, mirroring: Mirroring, shape: tuple[int, ...]) -> Tensor:

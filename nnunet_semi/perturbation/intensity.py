@@ -22,7 +22,10 @@ Range: TypeAlias = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class IntensityPerturbation:
-    """Gives views that differ from their images by intensity only; every voxel stays where it is.
+    """Gives views that differ from their images by intensity only.
+
+    Nothing in the image moves, except where nnU-Net's loss of resolution moves it by up to half a voxel along each
+    axis; `low_resolution_linear` avoids that, for methods that learn positions.
 
     The defaults are the probabilities and ranges of `nnUNetTrainer.get_training_transforms`, in its order: noise,
     blur, brightness, contrast, low resolution, gamma of the inverted image, gamma. `*_p` is the probability per
@@ -36,7 +39,8 @@ class IntensityPerturbation:
         blur_axes: spatial axes that are blurred, counted from 0; None for all.
         brightness_factor: multiplies the image.
         contrast_factor: multiplies the distance to the mean; the range of values before is kept by clipping.
-        low_resolution_zoom: size of the coarse grid over that of the image; nearest down, linear up.
+        low_resolution_zoom: size of the coarse grid over that of the image; linear up.
+        low_resolution_linear: linear down too, instead of nnU-Net's nearest voxel.
         low_resolution_axes: spatial axes that lose resolution, counted from 0; None for all.
         gamma_exponent: acts on the image scaled to [0, 1]; mean and standard deviation are kept.
         masked_channels: channels in which voxels that are exactly 0 stay 0 (`use_mask_for_norm` of nnU-Net's plans).
@@ -62,6 +66,7 @@ class IntensityPerturbation:
     low_resolution_p: float = 0.25
     low_resolution_p_channel: float = 0.5
     low_resolution_zoom: Range = (0.5, 1.0)
+    low_resolution_linear: bool = False
     low_resolution_axes: tuple[int, ...] | None = None
     gamma_inverted_p: float = 0.1
     gamma_p: float = 0.3
@@ -170,7 +175,8 @@ class IntensityPerturbation:
         if self.low_resolution_p * self.low_resolution_p_channel == 0:
             return planes
         chosen = draws.chosen(self.low_resolution_p, self.low_resolution_p_channel)
-        lower = partial(operators.lower_resolution, axes=_axes(self.low_resolution_axes, planes))
+        axes = _axes(self.low_resolution_axes, planes)
+        lower = partial(operators.lower_resolution, axes=axes, linear=self.low_resolution_linear)
         return _where(chosen, planes, lower, draws.uniform(self.low_resolution_zoom))
 
     def _gamma(self, planes: Tensor, draws: _Draws) -> Tensor:

@@ -58,10 +58,13 @@ def blur(planes: Tensor, sigmas: Tensor, axes: tuple[int, ...], radius: int) -> 
     return planes
 
 
-def lower_resolution(planes: Tensor, zoom: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """The planes seen on a grid that is coarser along the spatial `axes` by `zoom`, (N,), interpolated back."""
+def lower_resolution(planes: Tensor, zoom: Tensor, axes: tuple[int, ...], linear: bool = False) -> Tensor:
+    """The planes seen on a grid that is coarser along the spatial `axes` by `zoom`, (N,), interpolated back.
+
+    What lies in them moves by up to half a voxel, unless `linear`; see `low_resolution_matrices`.
+    """
     for axis in axes:
-        planes = along(axis, low_resolution_matrices(zoom, planes.shape[axis + 1]), planes)
+        planes = along(axis, low_resolution_matrices(zoom, planes.shape[axis + 1], linear), planes)
     return planes
 
 
@@ -108,25 +111,33 @@ def gaussian_matrices(sigmas: Tensor, size: int, radius: int) -> Tensor:
     return itself.add_(mirrored).mul_(torch.where(own_mirror, 0.5, 1.0))
 
 
-def low_resolution_matrices(zooms: Tensor, size: int) -> Tensor:
-    """Matrices that sample an axis on a coarser grid (nearest voxel) and interpolate linearly back.
+def low_resolution_matrices(zooms: Tensor, size: int, linear: bool = False) -> Tensor:
+    """Matrices that sample an axis on a coarser grid and interpolate linearly back.
 
-    The same as `interpolate(mode="nearest-exact")` down and `interpolate(mode="linear")` up.
+    The same as `interpolate(mode="nearest-exact")` down, as nnU-Net, and `interpolate(mode="linear")` up. The nearest
+    voxel can be half a voxel off: at zoom .5 it always is, to the same side.
 
     Args:
         zooms: (N,), at most 1; the coarse grid has round(zoom * n) voxels, at least 1.
         size: number of voxels n of the axis.
+        linear: `interpolate(mode="linear")` down too, so that a dot of σ ≥ 3 voxels moves by less than .04 of one.
 
     Returns:
         (N, n, n); rows sum to 1.
     """
     coarse_size = (zooms * size).round().clamp(min=1)[:, None]
     voxels = torch.arange(size, device=zooms.device)
-    position = ((voxels + 0.5) * coarse_size / size - 0.5).clamp(min=0)
-    lower = position.floor()
-    upper = torch.minimum(lower + 1, coarse_size - 1)
     matrices = zooms.new_zeros(len(zooms), size, size)
-    for coarse, weight in ((lower, 1 - position + lower), (upper, position - lower)):
-        source = ((coarse + 0.5) * size / coarse_size).long()
-        matrices.scatter_add_(2, source[..., None], weight[..., None])
+    for coarse, weight in _neighbours((voxels + 0.5) * coarse_size / size - 0.5, coarse_size - 1):
+        source = (coarse + 0.5) * size / coarse_size
+        taken = _neighbours(source - 0.5, torch.full_like(coarse_size, size - 1)) if linear else [(source, 1.0)]
+        for voxel, share in taken:
+            matrices.scatter_add_(2, voxel.long()[..., None], (weight * share)[..., None])
     return matrices
+
+
+def _neighbours(positions: Tensor, last: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The voxels below and above each position on an axis that ends at `last`, with their weights."""
+    positions = positions.clamp(min=0)
+    lower = positions.floor()
+    return [(lower, 1 - positions + lower), (torch.minimum(lower + 1, last), positions - lower)]
