@@ -10,7 +10,11 @@ TRAINERS: dict[str, tuple[str, str]] = {
     ),
     "nnUNetTrainerCPSStrong": (
         "nnunet_semi.trainers.nnUNetTrainerCPS",
-        "CPS with strong views on both sides, for unlabeled images as good as the labeled ones",
+        "CPS with strong views, for unlabeled images as good as the labeled ones",
+    ),
+    "nnUNetTrainerCPSWeakToStrong": (
+        "nnunet_semi.trainers.nnUNetTrainerCPS",
+        "CPS in which one network sees a patch undisturbed and the other learns a strong view of it",
     ),
     "nnUNetTrainerCPSOriginal": (
         "nnunet_semi.trainers.nnUNetTrainerCPS",

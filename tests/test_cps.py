@@ -10,16 +10,18 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_semi.errors import UserError
+from nnunet_semi.perturbation.intensity import IntensityPerturbation
 from nnunet_semi.trainers.nnUNetTrainerCPS import (
     nnUNetTrainerCPS,
     nnUNetTrainerCPSCutMix,
     nnUNetTrainerCPSOriginal,
     nnUNetTrainerCPSStrong,
+    nnUNetTrainerCPSWeakToStrong,
 )
 from nnunet_semi.trainers.nnUNetTrainerSemi import worst_dice
 from tiny_trainer import make_trainer, random_batch
 
-VARIANTS = [nnUNetTrainerCPS, nnUNetTrainerCPSStrong, nnUNetTrainerCPSOriginal, nnUNetTrainerCPSCutMix]
+VARIANTS = [nnUNetTrainerCPS, nnUNetTrainerCPSWeakToStrong, nnUNetTrainerCPSOriginal, nnUNetTrainerCPSCutMix]
 REGIONS = {"background": 0, "whole": (1, 2), "core": 2}
 IGNORE = {"background": 0, "disc": 1, "square": 2, "ignore": 3}
 
@@ -139,7 +141,7 @@ def test_with_weight_zero_network_1_learns_as_in_nnunettrainer(tiny_2d):
 
 @pytest.mark.parametrize("number", [1, 2, 5, 8])
 def test_each_network_teaches_half_of_the_patches_by_chance(number, tiny_2d):
-    trainer = make_trainer(nnUNetTrainerCPS, tiny_2d)
+    trainer = make_trainer(nnUNetTrainerCPSWeakToStrong, tiny_2d)
     torch.manual_seed(0)
     drawn = torch.stack([trainer.teaching(number) for _ in range(400)]).float()
     assert set(drawn.sum(1).tolist()) == {float(number // 2), float((number + 1) // 2)}
@@ -147,7 +149,7 @@ def test_each_network_teaches_half_of_the_patches_by_chance(number, tiny_2d):
 
 
 def test_the_teacher_of_a_patch_sees_it_undisturbed_and_the_other_network_learns_it_alone(tiny_2d):
-    trainer = initialized(nnUNetTrainerCPS, tiny_2d)
+    trainer = initialized(nnUNetTrainerCPSWeakToStrong, tiny_2d)
     trainer.strong_view = lambda images: images + 1
     trainer.teaching = lambda number: torch.arange(number) == 0
     batch = random_batch(trainer)
@@ -171,9 +173,11 @@ def test_the_teacher_of_a_patch_sees_it_undisturbed_and_the_other_network_learns
 
 @pytest.mark.parametrize("labels", [REGIONS, IGNORE], ids=["regions", "ignore label"])
 @pytest.mark.parametrize("deep", [True, False])
-def test_losses_equal_a_plain_reference(tiny, labels, deep):
-    trainer = initialized(nnUNetTrainerCPS, tiny(labels=labels), enable_deep_supervision=deep)
-    trainer.strong_view = lambda images: images + 1
+@pytest.mark.parametrize("cls", [nnUNetTrainerCPS, nnUNetTrainerCPSWeakToStrong])
+def test_losses_equal_a_plain_reference(cls, tiny, labels, deep):
+    trainer = initialized(cls, tiny(labels=labels), enable_deep_supervision=deep)
+    shifts = iter([1, 2])
+    trainer.strong_view = lambda images: images + next(shifts)
     trainer.teaching = lambda number: torch.arange(number) == 1
     batch = random_batch(trainer)
     if labels is IGNORE:
@@ -183,14 +187,17 @@ def test_losses_equal_a_plain_reference(tiny, labels, deep):
     supervised, pseudo = 0, 0
     weak, strong = batch["unlabeled"], batch["unlabeled"] + 1
     networks = (trainer.network, trainer.network_2)
-    views = (torch.stack([strong[0], weak[1]]), torch.stack([weak[0], strong[1]]))  # network 1 teaches the second patch
+    all_patches = cls is nnUNetTrainerCPS
+    views = (strong, weak + 2)
+    if not all_patches:  # network 1 teaches the second patch
+        views = (torch.stack([strong[0], weak[1]]), torch.stack([weak[0], strong[1]]))
     outputs = [[n(batch["data"]) for n in networks], [n(view) for n, view in zip(networks, views, strict=True)]]
     outputs = outputs if deep else [[[o] for o in row] for row in outputs]
     targets = batch["target"] if deep else [batch["target"]]
     weights = trainer.loss.weight_factors if deep else (1.0,)
     regions = labels is REGIONS
     for own, other in ((0, 1), (1, 0)):
-        learned = slice(own, own + 1)
+        learned = slice(None) if all_patches else slice(own, own + 1)
         label = outputs[1][other][0] > 0 if regions else outputs[1][other][0].argmax(1, keepdim=True)
         for scale, weight in enumerate(weights):
             if weight:
@@ -198,26 +205,23 @@ def test_losses_equal_a_plain_reference(tiny, labels, deep):
                 coarse = torch.nn.functional.interpolate(label.float(), shape, mode="nearest-exact")
                 supervised += weight * reference(outputs[0][own][scale], targets[scale], regions, ignore=3)
                 logits = outputs[1][own][scale]
-                smoothing = 0.05 * len(logits)  # of the voxels of the batch, not of those that count
+                smoothing = 0.05 * len(logits) / len(logits[learned])  # of all voxels, not of those that count
                 pseudo += weight * reference(logits[learned], coarse[learned], regions, None, smoothing)
     # nnU-Net's Dice part is -Dice, that of the pseudo loss 1 - Dice: one for each network
     torch.testing.assert_close(losses.supervised, supervised - 2, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(losses.unsupervised, pseudo, rtol=1e-4, atol=1e-4)
 
 
-def test_with_strong_views_on_both_sides_each_network_learns_all_patches_from_the_other(tiny_2d):
-    trainer = initialized(nnUNetTrainerCPSStrong, tiny_2d, enable_deep_supervision=False)
-    trainer.strong_view = lambda images: images + next(shifts)
-    shifts = iter([1, 2])
-    batch = random_batch(trainer)
-    losses = trainer.losses(*arguments(batch))
-    logits = [trainer.network(batch["unlabeled"] + 1), trainer.network_2(batch["unlabeled"] + 2)]
-    labels = [values.argmax(1, keepdim=True) for values in logits]
-    expected = sum(
-        reference(own, other, regions=False, ignore=None, smoothing=0.05)
-        for own, other in zip(logits, labels[::-1], strict=True)
-    )
-    torch.testing.assert_close(losses.unsupervised, expected, rtol=1e-4, atol=1e-4)
+def test_views_have_the_strength_of_nnunets_augmentation_or_more():
+    mild, strong = IntensityPerturbation.nnunet, IntensityPerturbation.strong
+    expected = {
+        nnUNetTrainerCPS: mild,
+        nnUNetTrainerCPSOriginal: mild,
+        nnUNetTrainerCPSStrong: strong,
+        nnUNetTrainerCPSWeakToStrong: strong,
+        nnUNetTrainerCPSCutMix: strong,
+    }
+    assert {cls: cls.perturbation for cls in expected} == expected
 
 
 def test_losses_of_the_original_equal_a_plain_reference(tiny_2d):

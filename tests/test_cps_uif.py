@@ -122,7 +122,6 @@ def test_a_step_compares_the_pseudo_labels_of_each_case(tiny, labels):
     trainer.initialize()
     trainer.on_train_epoch_start()
     trainer.strong_view = lambda images: images
-    trainer.teaching = lambda number: torch.ones(number, dtype=torch.bool)  # or network 2 would be the first of a pair
     batch = {**random_batch(trainer), "unlabeled_keys": np.array(["b", "a"])}
     with torch.no_grad():
         images = torch.cat([batch["data"], batch["unlabeled"]])

@@ -22,42 +22,33 @@ from nnunet_semi.trainers.nnUNetTrainerSemi import Losses, Outputs, finest, nnUN
 class nnUNetTrainerCPS(nnUNetTrainerSemi):
     """CPS as medical imaging uses it: pseudo labels on unlabeled images only, with a ramp, once classes are learned.
 
-    Both networks start from different weights and learn the labeled batch. Of each unlabeled patch one of them sees
-    the undisturbed image and makes a hard pseudo label, through which no gradient flows; the other one sees a strong
-    view and learns it. Each is the teacher of half of the patches of a step, so that this costs no further pass. As
-    published, both would learn from each other on all of them; but with strong views on both sides, what such a view
-    hides is unlearned. Network 1 is deployed, at the cost of one. With -pretrained_weights it alone begins with them,
-    so that the two still differ.
+    Both networks start from different weights and learn the labeled batch. Each sees a view of its own of every
+    unlabeled patch, disturbed as nnU-Net's augmentation disturbs labeled ones, and learns the other's hard pseudo
+    label, through which no gradient flows. Network 1 is deployed, at the cost of one. With -pretrained_weights it
+    alone begins with them, so that the two still differ.
     """
 
     wait_for_classes = True
     pseudo_dice_smoothing = 0.05
+    perturbation = IntensityPerturbation.nnunet
     curve_names: Sequence[str] = ("semi_confidence", "semi_agreement")
 
     def losses(self, labeled: Tensor, target: Any, unlabeled: Tensor) -> Losses:
-        """Supervised loss of both networks, and on each unlabeled patch the loss of the one that learns it."""
-        view_1, view_2, teaches = self.views(unlabeled)
-        (labeled_1, unlabeled_1), (labeled_2, unlabeled_2) = self._both(labeled, view_1, view_2)
-        pseudo_1, confidence_1 = self._pseudo_label(unlabeled_1)
-        pseudo_2, confidence_2 = self._pseudo_label(unlabeled_2)
-        taught = teaches.expand(-1, 1, *unlabeled.shape[2:])
+        """Supervised loss of both networks, and each one's loss against the other's pseudo label."""
+        (labeled_1, unlabeled_1), (labeled_2, unlabeled_2) = self._both(labeled, *self.views(unlabeled))
+        pseudo_1, confidence = self._pseudo_label(unlabeled_1)
+        pseudo_2, _ = self._pseudo_label(unlabeled_2)
         return self._losses(
             self.loss(labeled_1, target) + self.loss(labeled_2, target),
-            self.pseudo_loss(unlabeled_1, pseudo_2, ~taught) + self.pseudo_loss(unlabeled_2, pseudo_1, taught),
-            torch.where(teaches, pseudo_1, pseudo_2),
-            torch.where(teaches, pseudo_2, pseudo_1),
-            torch.where(teaches, confidence_1, confidence_2),
+            self.pseudo_loss(unlabeled_1, pseudo_2) + self.pseudo_loss(unlabeled_2, pseudo_1),
+            pseudo_1,
+            pseudo_2,
+            confidence,
         )
 
-    def views(self, unlabeled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What each network sees of the patches, and of which ones network 1 is the teacher, (B, 1, ..., 1)."""
-        teaches = self.teaching(len(unlabeled)).to(unlabeled.device).view(-1, *[1] * (unlabeled.ndim - 1))
-        strong = self.strong_view(unlabeled)
-        return torch.where(teaches, unlabeled, strong), torch.where(teaches, strong, unlabeled), teaches
-
-    def teaching(self, number: int) -> Tensor:
-        """True for the half of so many patches, drawn anew, of which network 1 is the teacher; by chance if odd."""
-        return (torch.randperm(number) + torch.randint(2, ())) % 2 == 0
+    def views(self, unlabeled: Tensor) -> tuple[Tensor, Tensor]:
+        """What each network sees of the patches."""
+        return self.strong_view(unlabeled), self.strong_view(unlabeled)
 
     def _both(self, labeled: Tensor, view_1: Tensor, view_2: Tensor) -> list[tuple[Outputs, Outputs]]:
         """The labeled and the unlabeled outputs of each network, from one pass each."""
@@ -145,24 +136,41 @@ class nnUNetTrainerCPS(nnUNetTrainerSemi):
 
 
 class nnUNetTrainerCPSStrong(nnUNetTrainerCPS):
-    """CPS with strong views on both sides: each network learns the other's pseudo label of every patch.
+    """CPS with strong views.
 
-    It gained more where labeled and unlabeled images are alike, and lost where unlabeled ones are poorer.
+    It gained more where labeled and unlabeled images are alike, and lost where unlabeled ones are so much poorer that
+    strong views hide what is in them: that is unlearned.
+    """
+
+    perturbation = IntensityPerturbation.strong
+
+
+class nnUNetTrainerCPSWeakToStrong(nnUNetTrainerCPSStrong):
+    """CPS in which one network sees a patch undisturbed and teaches it, and the other learns a strong view.
+
+    Each is the teacher of half of the patches of a step, so that this costs no further pass.
     """
 
     def losses(self, labeled: Tensor, target: Any, unlabeled: Tensor) -> Losses:
-        """Supervised loss of both networks, and each one's loss against the other's pseudo label."""
-        views = self.strong_view(unlabeled), self.strong_view(unlabeled)
+        """Supervised loss of both networks, and on each unlabeled patch the loss of the one that learns it."""
+        teaches = self.teaching(len(unlabeled)).to(unlabeled.device).view(-1, *[1] * (unlabeled.ndim - 1))
+        strong = self.strong_view(unlabeled)
+        views = torch.where(teaches, unlabeled, strong), torch.where(teaches, strong, unlabeled)
         (labeled_1, unlabeled_1), (labeled_2, unlabeled_2) = self._both(labeled, *views)
-        pseudo_1, confidence = self._pseudo_label(unlabeled_1)
-        pseudo_2, _ = self._pseudo_label(unlabeled_2)
+        pseudo_1, confidence_1 = self._pseudo_label(unlabeled_1)
+        pseudo_2, confidence_2 = self._pseudo_label(unlabeled_2)
+        taught = teaches.expand(-1, 1, *unlabeled.shape[2:])
         return self._losses(
             self.loss(labeled_1, target) + self.loss(labeled_2, target),
-            self.pseudo_loss(unlabeled_1, pseudo_2) + self.pseudo_loss(unlabeled_2, pseudo_1),
-            pseudo_1,
-            pseudo_2,
-            confidence,
+            self.pseudo_loss(unlabeled_1, pseudo_2, ~taught) + self.pseudo_loss(unlabeled_2, pseudo_1, taught),
+            torch.where(teaches, pseudo_1, pseudo_2),
+            torch.where(teaches, pseudo_2, pseudo_1),
+            torch.where(teaches, confidence_1, confidence_2),
         )
+
+    def teaching(self, number: int) -> Tensor:
+        """True for the half of so many patches, drawn anew, of which network 1 is the teacher; by chance if odd."""
+        return (torch.randperm(number) + torch.randint(2, ())) % 2 == 0
 
 
 class nnUNetTrainerCPSOriginal(nnUNetTrainerCPS):
@@ -175,7 +183,6 @@ class nnUNetTrainerCPSOriginal(nnUNetTrainerCPS):
     ramp_length = 0.0
     wait_for_classes = False
     pseudo_weight_dice = 0.0
-    perturbation = IntensityPerturbation.nnunet
 
     def losses(self, labeled: Tensor, target: Any, unlabeled: Tensor) -> Losses:
         """Supervised loss of both networks, and each one's loss against the other's pseudo label, on all voxels."""
@@ -193,7 +200,7 @@ class nnUNetTrainerCPSOriginal(nnUNetTrainerCPS):
         )
 
 
-class nnUNetTrainerCPSCutMix(nnUNetTrainerCPS):
+class nnUNetTrainerCPSCutMix(nnUNetTrainerCPSStrong):
     """CPS with CutMix: pseudo labels of the undisturbed patches, learned on strong views mixed from pairs of patches.
 
     Images and pseudo labels are mixed by the same boxes, and the loss is cross entropy, as published: a Dice loss makes
@@ -212,7 +219,7 @@ class nnUNetTrainerCPSCutMix(nnUNetTrainerCPS):
             pseudo_1, confidence = self._pseudo_label(self.network(unlabeled))
             pseudo_2, _ = self._pseudo_label(self.network_2(unlabeled))
         mix = draw_cutmix(unlabeled, self.cutmix_p)
-        views = mix(self.strong_view(unlabeled)), mix(self.strong_view(unlabeled))
+        views = [mix(view) for view in self.views(unlabeled)]
         (labeled_1, unlabeled_1), (labeled_2, unlabeled_2) = self._both(labeled, *views)
         return self._losses(
             self.loss(labeled_1, target) + self.loss(labeled_2, target),

@@ -133,8 +133,8 @@ class nnUNetTrainerCPSUIF(nnUNetTrainerCPS):
             keys = mine[start : start + batch_size]
             images = self._to_device(patches_of(keys, self.stream.streams[1]))
             with torch.no_grad(), self._autocast():
-                views = self.views(images)[:2]
-                labels = [self._pseudo_label(n(view))[0] for n, view in zip(networks, views, strict=True)]
+                pairs = zip(networks, self.views(images), strict=True)
+                labels = [self._pseudo_label(network(view))[0] for network, view in pairs]
             self._see(keys, *labels)
         return len(patches)
 
