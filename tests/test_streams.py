@@ -134,6 +134,6 @@ def test_intensity_is_shared_by_no_two_views_but_masked_voxels_stay_zero(tiny_2d
 
 def test_anisotropic_3d_keeps_the_first_axis_sharp(tiny):
     plans_file = tiny(("3d_fullres",), dimension=3, shape=(8, 48, 48), spacing=(6.0, 1.0, 1.0))
-    trainer, loader = streams(plans_file, "3d_fullres")
+    trainer, loader = streams(plans_file, "3d_fullres", perturbation=IntensityPerturbation.strong)
     assert trainer.perturb.blur_axes == (1, 2)
     assert next(loader)["unlabeled"].ndim == 5
