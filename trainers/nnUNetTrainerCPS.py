@@ -138,8 +138,8 @@ class nnUNetTrainerCPS(nnUNetTrainerSemi):
 class nnUNetTrainerCPSStrong(nnUNetTrainerCPS):
     """CPS with strong views.
 
-    It gained more where labeled and unlabeled images are alike, and lost where unlabeled ones are so much poorer that
-    strong views hide what is in them: that is unlearned.
+    It is as good as CPS or better where labeled and unlabeled images are alike. Where unlabeled ones are so much poorer
+    that strong views hide what is in them, that was unlearned (BENCHMARKS.md).
     """
 
     perturbation = IntensityPerturbation.strong

@@ -59,7 +59,9 @@ def _predict_landmarks_arguments(parser: ArgumentParser) -> None:
         type=probability,
         help="presence below which a landmark is written as missing; default: .5, or 0 if no validation case lacks one",
     )
-    parser.add_argument("--continue_prediction", action="store_true", help="leave out cases whose file is there")
+    parser.add_argument(
+        "--continue_prediction", action="store_true", help="leave out cases whose file is there and whole"
+    )
     parser.add_argument(
         "--challenge", choices=["cl-detection2023"], help="IN is its stack, OUT gets orthodontic-landmarks.json"
     )
