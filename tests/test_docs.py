@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 import types
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from nnunet_semi.cli import main
+from nnunet_semi.cli import build_parser
+from nnunet_semi.discovery import find_trainer
 from nnunet_semi.registry import TRAINERS
 from tiny_trainer import make_trainer, random_batch
 
@@ -37,14 +40,22 @@ def test_documented_trainers_train(page, tiny_2d):
     assert np.isfinite(output["curves"]).all()
 
 
+def commands_in(page: Path) -> list[list[str]]:
+    """The words of every command in the page's shell blocks, without comments."""
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    commands = [shlex.split(part, comments=True) for line in lines for part in line.split(" && ")]
+    return [[Path(words[0]).name, *words[1:]] for words in commands if words]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_and_links_exist(page, capsys):
-    text = page.read_text()
-    for verb in set(re.findall(r"nnunet_semi ([a-z_]+) ", text)):
-        with pytest.raises(SystemExit) as stopped:
-            main([verb, "--help"])
-        assert stopped.value.code == 0, verb
-    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+def test_commands_and_links_exist(page):
+    for command, *arguments in commands_in(page):
+        if command == "nnunet_semi":
+            build_parser().parse_args(arguments)
+        trainers = [trainer for option, trainer in pairwise(arguments) if option == "-tr"]
+        assert [find_trainer(trainer).__name__ for trainer in trainers] == trainers
+    for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
         assert (page.parent / link).exists(), link
 
 
