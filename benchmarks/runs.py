@@ -73,24 +73,41 @@ class Run:
         Raises:
             UserError: training or prediction failed.
         """
-        preparation, dataset = self.preparation, self.preparation.dataset(self.labeled)
-        model = f"{self.trainer_name}__{PLANS}__{preparation.configuration}"
-        log = preparation.work.resolve() / "logs" / f"{dataset}_{self.trainer_name}_{preparation.configuration}.log"
-        results = preparation.folder("nnUNet_results", dataset).resolve() / model
-        trained = self._train(dataset, results / "fold_0" / "checkpoint_final.pth", log, cores)
+        trained = self._train(cores)
         started = time.monotonic()
-        predictions = preparation.work.resolve() / "predictions" / dataset / model
-        self._predict(results, predictions, log, cores)
+        scores = self.predict_and_score(self.model, self.model.name, cores)
         predicted = {"predict_seconds": round(time.monotonic() - started, 1)}
-        scores = mean_dice(preparation, preparation.split(self.labeled).test, predictions)
         return {**self.identity(), **scores, **trained, **predicted, **surroundings()}
 
-    def _train(self, dataset: str, checkpoint: Path, log: Path, cores: Sequence[int]) -> dict[str, Any]:
+    @property
+    def dataset(self) -> str:
+        """In which it is trained."""
+        return self.preparation.dataset(self.labeled)
+
+    @property
+    def model(self) -> Path:
+        """Its folder in nnUNet_results."""
+        name = f"{self.trainer_name}__{PLANS}__{self.preparation.configuration}"
+        return self.preparation.folder("nnUNet_results", self.dataset).resolve() / name
+
+    @property
+    def checkpoint(self) -> Path:
+        """With which it is scored."""
+        return self.model / "fold_0" / "checkpoint_final.pth"
+
+    @property
+    def log(self) -> Path:
+        """What its commands print."""
+        name = f"{self.dataset}_{self.trainer_name}_{self.preparation.configuration}.log"
+        return self.preparation.work.resolve() / "logs" / name
+
+    def _train(self, cores: Sequence[int]) -> dict[str, Any]:
         """Trains unless the final checkpoint is there; gives seconds and memory, as the logs tell them."""
-        if not checkpoint.is_file():
+        log = self.log
+        if not self.checkpoint.is_file():
             log.unlink(missing_ok=True)
             started = time.monotonic()
-            command = ["nnUNetv2_train", dataset, self.preparation.configuration, "0", "-tr", self.trainer_name]
+            command = ["nnUNetv2_train", self.dataset, self.preparation.configuration, "0", "-tr", self.trainer_name]
             run_child([*command, "-device", self.options.device], self._environment(), log, cores)
             with log.open("a", encoding="utf-8") as file:
                 file.write(f"trained in {time.monotonic() - started:.1f} s\n")
@@ -105,11 +122,15 @@ class Run:
             "compiled": self.options.compiled,
         }
 
-    def _predict(self, model: Path, output: Path, log: Path, cores: Sequence[int]) -> None:
-        images = (self.preparation.data / self.preparation.task.folder / "images").resolve()
-        cases = [str(images / f"{case}.nii.gz") for case in self.preparation.split(self.labeled).test]
+    def predict_and_score(self, model: Path, name: str, cores: Sequence[int]) -> dict[str, Any]:
+        """Predicts the held-out cases with fold 0 of a model folder, into a folder of that name, and scores them."""
+        preparation, cases = self.preparation, self.preparation.split(self.labeled).test
+        images = (preparation.data / preparation.task.folder / "images").resolve()
+        output = preparation.work.resolve() / "predictions" / self.dataset / name
         settings = [self.options.device, str(self.options.mirroring)]
-        run_child(["predict", str(model), "0", str(output), *settings, *cases], self._environment(), log, cores)
+        paths = [str(images / f"{case}.nii.gz") for case in cases]
+        run_child(["predict", str(model), "0", str(output), *settings, *paths], self._environment(), self.log, cores)
+        return mean_dice(preparation, cases, output)
 
     def _environment(self) -> dict[str, str]:
         return environment(self.preparation.work, self.options.workers, self.options.compiled)

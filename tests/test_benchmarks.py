@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -295,15 +296,24 @@ def test_missing_data_is_wrong_use(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_a_protocol_runs_end_to_end_and_continues(preparation: Preparation) -> None:
     words = "--task acdc2d --labeled 1 --seeds 0 --epochs 1 --iterations 2 --batch 2 --workers 1 --no-mirroring"
     folders = ["--data", str(preparation.data), "--work", str(preparation.work)]
-    command = [sys.executable, str(ROOT / "benchmarks" / "protocol.py"), *words.split(), *folders]
+    arguments = [*words.split(), *folders, "--trainers", "nnUNetTrainer", "nnUNetTrainerMeanTeacher"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "protocol.py"), *arguments]
     first = subprocess.run(command, capture_output=True, text=True)
     assert first.returncode == 0, first.stderr
     rows = read_rows(preparation.work / "results.csv")
-    assert [entry["trainer"] for entry in rows] == ["nnUNetTrainer", "nnUNetTrainerCPS"]
+    assert [entry["trainer"] for entry in rows] == ["nnUNetTrainer", "nnUNetTrainerMeanTeacher"]
     assert all(0 <= float(entry["dice"]) <= 1 and entry["cases"] == "4" for entry in rows)
     again = subprocess.run([*command, "--stage", "run", "table"], capture_output=True, text=True)
     assert again.returncode == 0 and "0 of 2 runs to do" in again.stderr
-    assert again.stdout == first.stdout and "nnUNetTrainerCPS | 1 | 1 |" in again.stdout
+    assert again.stdout == first.stdout and "nnUNetTrainerMeanTeacher | 1 | 1 |" in again.stdout
+    words = [sys.executable, str(ROOT / "benchmarks" / "deployed.py"), *arguments]
+    both = subprocess.run(words, capture_output=True, text=True)
+    assert both.returncode == 0, both.stderr
+    (line,) = both.stdout.splitlines()[2:]
+    student, teacher = re.fullmatch(
+        r"\| nnUNetTrainerMeanTeacher \| 1 \| 0 \| ([.\d]+) \| \*\*([.\d]+)\*\* \|", line
+    ).groups()
+    assert float(teacher) == pytest.approx(float(rows[1]["dice"]), abs=1e-4) and 0 <= float(student) <= 1
 
 
 @pytest.mark.slow
