@@ -15,7 +15,7 @@ from nnunet_semi.landmarks.decoding import decode, decode_outputs
 from nnunet_semi.landmarks.heatmaps import BLOB_LEVEL, at_resolution, heatmap_logits, render, voxel_sigma
 
 SHAPES = {2: (40, 52), 3: (18, 26, 22)}
-LOSSES = [losses.dice_bce, losses.l1, losses.focal]
+LOSSES = [losses.dice_bce_where, losses.dice_bce, losses.l1, losses.focal]
 
 
 def random_points(dim: int, count: int, seed: int = 0, margin: float = 0.0) -> torch.Tensor:
@@ -128,6 +128,32 @@ def test_dice_and_cross_entropy_equal_a_plain_reference() -> None:
     torch.testing.assert_close(
         losses.dice_bce(logits, target), expected, rtol=1e-4, atol=1e-4
     )  # its 1e-3 against 0 / 0
+
+
+def test_where_equals_a_plain_reference() -> None:
+    """A peak, and what reaches into the map of one outside."""
+    target = torch.tensor([[0.2, 1.0, 0.4], [0.1, 0.0, 0.0]])
+    logits = torch.tensor([[0.5, -1.0, 2.0], [1.0, 0.0, -3.0]])
+    expected = []
+    for z, t in zip(logits.tolist(), target.tolist(), strict=True):
+        total = math.log(sum(map(math.exp, z)))
+        expected.append(sum(b * (total - a) for a, b in zip(z, t, strict=True)) / max(1, sum(t)))
+    torch.testing.assert_close(losses.where(logits, target), torch.tensor(expected))
+    torch.testing.assert_close(
+        losses.dice_bce_where(logits, target), losses.dice_bce(logits, target) + 0.2 * torch.tensor(expected)
+    )
+
+
+def test_a_map_that_peaks_in_a_wrong_place_is_pulled_to_the_right_one() -> None:
+    """Dice and BCE alone have next to no force there, at the right place and at the wrong one."""
+    target, wrong = (render(torch.tensor([[[12.0, x]]]), (128, 128), (2, 2)).flatten(2)[0] for x in (20.0, 90.0))
+    forces = []
+    for loss in (losses.dice_bce, losses.dice_bce_where):
+        logits = torch.logit(wrong, 1e-4).requires_grad_()
+        loss(logits, target).sum().backward()
+        assert logits.grad is not None
+        forces.append([-(logits.grad * target).sum().item(), (logits.grad * wrong).sum().item()])
+    assert max(forces[0]) < 0.001 and min(forces[1]) > 0.05
 
 
 def test_focal_loss_equals_a_plain_reference() -> None:

@@ -54,7 +54,7 @@ class nnUNetTrainerHeatmap(PluginTrainer):
 
     initial_lr: float = 3e-3
     sigma: float = 2.0
-    map_loss: Callable[[Tensor, Tensor], Tensor] = staticmethod(losses.dice_bce)
+    map_loss: Callable[[Tensor, Tensor], Tensor] = staticmethod(losses.dice_bce_where)
     rotation: float = 15.0
     success_radius: float = 2.0
 

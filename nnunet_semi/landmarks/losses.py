@@ -58,11 +58,27 @@ class HeatmapLoss(nn.Module):
         return self.map_loss(heatmap_logits(output).flatten(2).flatten(0, 1), target.flatten(2).flatten(0, 1))
 
 
+def dice_bce_where(logits: Tensor, target: Tensor) -> Tensor:
+    """`dice_bce` and a fifth of `where`, without which a map that peaks in a wrong place may never leave it.
+
+    Dice has no gradient where two peaks do not meet, and to the mean over the map a few voxels are next to nothing: in
+    short trainings (BENCHMARKS.md) single landmarks stayed at the place of another structure in every image.
+    """
+    return dice_bce(logits, target) + 0.2 * where(logits, target)
+
+
+def where(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross entropy of the softmax over the voxels of a map: the place of the peak, whatever its height.
+
+    A target of less than one voxel in all, whose point is outside of the map, counts in proportion.
+    """
+    return -(target * logits.log_softmax(1)).sum(1) / target.sum(1).clamp(min=1)
+
+
 def dice_bce(logits: Tensor, target: Tensor) -> Tensor:
     """1 - soft Dice with squares in the denominator, which is 0 for equal maps, and binary cross entropy.
 
-    The one of seven losses that found the landmarks of cephalograms best in the same short training (BENCHMARKS.md): it
-    weighs a small peak as much as the large background, and asks for its shape, not for its volume.
+    It weighs a small peak as much as the large background, and asks for its shape, not for its volume.
     """
     maps = logits.sigmoid()
     overlap = (2 * (maps * target).sum(1) + 1e-3) / (maps.square().sum(1) + target.square().sum(1) + 1e-3)
