@@ -27,7 +27,7 @@ from nnunet_semi.dataset_conversion.plan import LABELED, TEST, UNLABELED, Output
 from nnunet_semi.dataset_conversion.raster import Raster, refuse_other_channels, refuse_other_grid
 from nnunet_semi.dataset_conversion.sources import Source
 from nnunet_semi.dataset_conversion.writing import DEFAULT, Conversion, Writing, write_dataset
-from nnunet_semi.errors import Problem, Unusable, WrongUse
+from nnunet_semi.errors import Problem, Unusable, WrongUse, cause_of
 from nnunet_semi.pool import Progress, run_tasks
 
 LAYOUT = "the folders images and labels, perhaps unlabeled and test, or --images, --labels, --unlabeled, --test"
@@ -240,7 +240,7 @@ def _spacings(paths: Iterable[Path]) -> list[Output]:
         try:
             spacing = [float(value) for value in json.loads(path.read_text(encoding="utf-8"))["spacing"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise Unusable(Problem(path, f"no spacing ({error})", '{"spacing": [z, y, x]}')) from error
+            raise Unusable(Problem(path, f"no spacing ({cause_of(error)})", '{"spacing": [z, y, x]}')) from error
         if len(spacing) != 3 or not all(value > 0 for value in spacing):
             raise Unusable(Problem(path, f"the spacing {spacing}", "three numbers above 0"))
     return [None for _ in paths]

@@ -48,3 +48,8 @@ class Unusable(UserError):
     def problem(self) -> Problem:
         """What is wrong."""
         return self.args[0]
+
+
+def cause_of(error: Exception) -> str:
+    """Why it failed, for a sentence that names the file: of the system's errors without their number and the path."""
+    return getattr(error, "strerror", None) or str(error)

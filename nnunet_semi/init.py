@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from nnunet_semi.errors import UserError
+from nnunet_semi.errors import UserError, cause_of
 from nnunet_semi.raw import FOLDERS
 from nnunet_semi.shells import set_line
 
@@ -27,8 +27,9 @@ def init(folder: str | os.PathLike[str]) -> dict[str, Path]:
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as problem:
-            reason = problem.strerror or str(problem)
-            raise UserError(f"{path} cannot be made a folder ({reason}); give a folder you may write to.") from problem
+            raise UserError(
+                f"{path} cannot be made a folder ({cause_of(problem)}); give a folder you may write to."
+            ) from problem
     return paths
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_semi.errors import Problem, Unusable
+from nnunet_semi.errors import Problem, Unusable, cause_of
 
 TYPES = {
     "MET_UCHAR": "u1",
@@ -69,7 +69,7 @@ def read_header(path: Path) -> Header:
         with path.open("rb") as file:
             text = file.read(LONGEST_HEADER)
     except OSError as error:
-        raise Unusable(Problem(path, f"{error.strerror}", "a file that can be read")) from error
+        raise Unusable(Problem(path, cause_of(error), "a file that can be read")) from error
     fields: dict[str, str] = {}
     offset = 0
     for line in text.splitlines(keepends=True):

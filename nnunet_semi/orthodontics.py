@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_semi.errors import Problem, UserError
+from nnunet_semi.errors import Problem, UserError, cause_of
 from nnunet_semi.raw import name_some
 
 NAMES = tuple(str(number) for number in range(1, 39))
@@ -53,7 +53,7 @@ def read_points(
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        return {}, [Problem(path, f"no JSON ({error})", "an object with a list `points`")]
+        return {}, [Problem(path, f"no JSON ({cause_of(error)})", "an object with a list `points`")]
     items = content.get("points") if isinstance(content, dict) else None
     if not isinstance(items, list) or not items:
         return {}, [Problem(path, "JSON without a list `points`", 'items as {"name": 1, "point": [x, y, image]}')]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from nnunet_semi.errors import EnvironmentNotReady, UserError, WrongUse
+from nnunet_semi.errors import EnvironmentNotReady, UserError, WrongUse, cause_of
 
 FOLDERS = RAW, PREPROCESSED, RESULTS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 PLANNERS = {  # which planner writes which plans, for the command that is suggested where they are missing
@@ -135,7 +135,7 @@ def load_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}); restore it or make it again") from error
+        raise UserError(f"{path} cannot be read as JSON ({cause_of(error)}); restore it or make it again") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}; expected a JSON object; restore it or make it again")
     return content

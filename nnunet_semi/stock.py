@@ -16,7 +16,7 @@ from torch import nn
 
 from nnunet_semi.discovery import find_trainer
 from nnunet_semi.discovery.suggestions import hint
-from nnunet_semi.errors import EnvironmentNotReady, UserError
+from nnunet_semi.errors import EnvironmentNotReady, UserError, cause_of
 
 INIT_ARGUMENTS = ("plans", "configuration", "fold", "dataset_json", "device")  # of nnUNetTrainer.__init__
 NEEDED_KEYS = ("network_weights", "init_args", "trainer_name")
@@ -31,7 +31,9 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=False)
     except Exception as error:
-        raise UserError(f"{file} cannot be read as a checkpoint ({error}); restore it or train again") from error
+        raise UserError(
+            f"{file} cannot be read as a checkpoint ({cause_of(error)}); restore it or train again"
+        ) from error
     missing = [key for key in NEEDED_KEYS if not isinstance(checkpoint, dict) or key not in checkpoint]
     if missing:
         raise UserError(f"{file} lacks {', '.join(missing)}; expected a checkpoint that an nnU-Net trainer wrote")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_semi.errors import UserError, WrongUse
+from nnunet_semi.errors import UserError, WrongUse, cause_of
 from nnunet_semi.labelmaps.cases import matching_cases
 from nnunet_semi.labelmaps.files import (
     PICTURES,
@@ -155,7 +155,7 @@ def _scratch(output: Path) -> Iterator[Path]:
             yield Path(scratch)
     except OSError as error:
         raise UserError(
-            f"{error.filename or output}: {error.strerror or error}; make sure that there is free space and that you "
+            f"{error.filename or output}: {cause_of(error)}; make sure that there is free space and that you "
             f"may write into {output}, or choose another -o"
         ) from error
     finally:

@@ -91,7 +91,7 @@ def test_a_dry_run_prints_the_commands_and_writes_nothing(
     one, two = (f"{root}/nnUNet_raw/Dataset00{n + 1}_Tiny_2d_fold0_round{n}" for n in (1, 2))
     long, short = (f"{TRAINER}_{epochs}epochs_2iters_seed0" for epochs in (3, 2))
     assert found == [
-        f"self-training in {root}/run: 2 round(s) after a supervised training",
+        f"self-training in {root}/run: 2 round(s) after the first training",
         "# round 0: Dataset001_Tiny",
         f"nnUNetv2_train 1 2d 0 -tr {long} -device cpu",
         "nnunet_semi preprocess -d 1 -c 2d",

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nnunet_semi.doctor.fact import Fact, Status
-from nnunet_semi.errors import EnvironmentNotReady
+from nnunet_semi.errors import EnvironmentNotReady, cause_of
 from nnunet_semi.raw import FOLDERS, nnunet_folder
 
 
@@ -37,7 +37,7 @@ def _writable(variable: str, value: str) -> Fact:
         # raw data often lies on a read-only share, and only converters write there
         status: Status = "warn" if variable == "nnUNet_raw" else "FAIL"
         use = "fine for training" if status == "warn" else "training writes here"
-        return Fact(variable, status, f"{value} is not writable: {problem.strerror}; {use}", "change its permissions")
+        return Fact(variable, status, f"{value} is not writable: {cause_of(problem)}; {use}", "change its permissions")
     return Fact(variable, "ok", value)
 
 

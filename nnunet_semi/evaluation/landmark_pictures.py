@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nnunet_semi.cephalograms import read_cephalogram, stack_header
-from nnunet_semi.errors import UserError
+from nnunet_semi.errors import UserError, cause_of
 from nnunet_semi.evaluation.landmark_cases import LandmarkCase
 from nnunet_semi.pictures.images import Picture, find_image, read_picture
 from nnunet_semi.pictures.landmarks import draw_landmarks
@@ -44,7 +44,7 @@ def draw_cases(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"the folder {folder} cannot be made ({error.strerror}); choose another") from error
+        raise UserError(f"the folder {folder} cannot be made ({cause_of(error)}); choose another") from error
     for case, file in zip(tqdm(cases, "pictures", disable=None if progress else True), files, strict=True):
         if header:
             known = [tuple(point[::-1]) for point in case.reference.voxel if not np.isnan(point).any()]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_semi import __version__
-from nnunet_semi.errors import UserError
+from nnunet_semi.errors import UserError, cause_of
 from nnunet_semi.evaluation.cases import CaseScores
 from nnunet_semi.evaluation.overlap import Label
 from nnunet_semi.evaluation.statistics import Statistic, summarise, summarise_mean_of_classes
@@ -194,7 +194,9 @@ def output_files(output: Path, json_name: str, csv_name: str, overwrite: bool) -
     try:
         files[0].parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"the folder {files[0].parent} cannot be made ({error.strerror}); choose another -o") from error
+        raise UserError(
+            f"the folder {files[0].parent} cannot be made ({cause_of(error)}); choose another -o"
+        ) from error
     return files
 
 

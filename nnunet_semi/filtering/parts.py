@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nnunet_semi.errors import UserError
+from nnunet_semi.errors import UserError, cause_of
 from nnunet_semi.filtering.table import PREDICTIONS, Row, work_folder
 from nnunet_semi.fingerprint import fingerprint
 from nnunet_semi.locks import locked
@@ -66,7 +66,7 @@ class Parts:
             (self.folder / PREDICTIONS).mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"{self.folder} cannot be written ({error.strerror or error}); choose another file with -o"
+                f"{self.folder} cannot be written ({cause_of(error)}); choose another file with -o"
             ) from error
 
     def _before(self) -> dict[str, Any] | None:

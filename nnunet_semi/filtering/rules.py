@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nnunet_semi.errors import UserError, WrongUse
+from nnunet_semi.errors import UserError, WrongUse, cause_of
 from nnunet_semi.filtering.table import Row
 from nnunet_semi.log import Log, to_stderr
 from nnunet_semi.raw import name_some
@@ -152,6 +152,6 @@ def read_list(path: Path) -> list[str]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{path} cannot be read as a list of cases ({error}); expected text, one case a line"
+            f"{path} cannot be read as a list of cases ({cause_of(error)}); expected text, one case a line"
         ) from error
     return [line.strip() for line in lines if line.strip() and not f"{line.strip()} ".startswith("# ")]

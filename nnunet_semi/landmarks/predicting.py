@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from nnunet_semi import landmark_files
 from nnunet_semi.cephalograms import read_cephalogram, stack_header
-from nnunet_semi.errors import EnvironmentNotReady, UserError, WrongUse
+from nnunet_semi.errors import EnvironmentNotReady, UserError, WrongUse, cause_of
 from nnunet_semi.landmarks.prediction import DETAILS, LandmarkPredictor
 from nnunet_semi.orthodontics import NAMES, points_as_json
 from nnunet_semi.raw import CHANNEL, channel_names, name_some
@@ -153,7 +153,7 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"the folder {folder} cannot be made ({error.strerror}); choose another -o") from error
+        raise UserError(f"the folder {folder} cannot be made ({cause_of(error)}); choose another -o") from error
 
 
 def _device(asked_for: str | None) -> torch.device:

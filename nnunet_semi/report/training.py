@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_semi.branches import original_of
-from nnunet_semi.errors import UserError
+from nnunet_semi.errors import UserError, cause_of
 from nnunet_semi.report.results import Result
 
 LINE = re.compile(r"\S+ \S+: (?P<name>Epoch time:|Epoch|train_loss|val_loss|Pseudo dice|MRE) (?P<value>.+?) *$")
@@ -197,7 +197,9 @@ def _rows(path: Path) -> list[dict[str, float]]:
         if any("epoch" not in row or math.isnan(row["epoch"]) for row in rows):
             raise ValueError("no column epoch")
     except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read ({error}); restore it, or delete it to leave its curves out") from error
+        raise UserError(
+            f"{path} cannot be read ({cause_of(error)}); restore it, or delete it to leave its curves out"
+        ) from error
     return rows
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from nnunet_semi import raw
 from nnunet_semi.branches import MARK
-from nnunet_semi.errors import EnvironmentNotReady, UserError, WrongUse
+from nnunet_semi.errors import EnvironmentNotReady, UserError, WrongUse, cause_of
 from nnunet_semi.selftraining.links import point_to, share, share_files
 from nnunet_semi.storage import atomic_path, write_json
 
@@ -103,7 +103,7 @@ def branch(dataset: str | int, number: int, name: str | None = None, plans: str 
         _share_preprocessed(base, target, content[0], splits)
     except OSError as error:
         raise UserError(
-            f"{error.filename or target}: {error.strerror or error}; make sure that there is free space and that you "
+            f"{error.filename or target}: {cause_of(error)}; make sure that there is free space and that you "
             "may write there, then run again"
         ) from error
     return target

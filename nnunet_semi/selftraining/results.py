@@ -23,7 +23,7 @@ class RoundResult:
     """What a round reached.
 
     Attributes:
-        number: of the round; 0 is the supervised training.
+        number: of the round; 0 is the first training.
         dataset, trainer: with which it was trained.
         labeled, pseudo_labeled: training cases of each kind.
         dice: mean over the validation cases, and over the foreground classes that are there.

@@ -104,7 +104,7 @@ def selftrain(
         dataset: name or id, planned and preprocessed, with unlabeled images in imagesUn.
         configuration: of all trainings; not the second stage of a cascade.
         fold: a number, or "all".
-        rounds: trainings with pseudo labels, after the supervised one.
+        rounds: trainings with pseudo labels, after the first one.
         first, later: rules of the first selection and of those that follow; see `settings.parse_rules`.
         trainer: class name; endings such as _seed0 make the whole repeatable.
         epochs: see `settings.trainer_names`.
@@ -193,7 +193,7 @@ def _choose_device(report: Report) -> str:
 
 def _show_plan(run: RunFolder, steps: list[Step], report: Report) -> None:
     ended = " (ends after the first round that does not improve)" if run.settings.stop_early else ""
-    report(f"self-training in {run.path}: {run.settings.rounds} round(s) after a supervised training{ended}")
+    report(f"self-training in {run.path}: {run.settings.rounds} round(s) after the first training{ended}")
     for model in models(run):
         report(f"# round {model.round}: {model.dataset}")
         for step in _of_round(steps, model):

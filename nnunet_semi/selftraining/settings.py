@@ -13,7 +13,7 @@ _SHARE, _COUNT = re.compile(r"\d*\.?\d+"), re.compile(r"0*[1-9]\d*")
 RULES = {"top": _SHARE, "threshold": _SHARE, "max": _COUNT, "components": _COUNT}  # what `nnunet_semi select` takes
 FLAGS = ("complete",)  # without
 DEFAULT_TRAINER = "nnUNetTrainerKeepCheckpoints"
-DEFAULT_EPOCHS = (1000, 100)  # of the supervised training, and of each round after it
+DEFAULT_EPOCHS = (1000, 100)  # of the first training, and of each round after it
 _EPOCHS = re.compile(r"_\d+epochs?(?=_|$)")
 
 
@@ -26,8 +26,8 @@ class Settings:
         configuration: for all rounds.
         plans: name of the plans file.
         fold: of the original, a number or "all".
-        rounds: trainings on labeled and pseudo-labeled cases, after the supervised one.
-        trainers: class name of the supervised training and of each round, rounds + 1 of them.
+        rounds: trainings on labeled and pseudo-labeled cases, after the first one.
+        trainers: class name of the first training and of each round, rounds + 1 of them.
         first: rules by which the first selection is made, such as ["top:.5"].
         later: rules of all further ones.
         by: estimator of `nnunet_semi score`.
@@ -94,12 +94,12 @@ def _option(name: str, colon: str, value: str) -> list[str]:
 
 
 def trainer_names(trainer: str, epochs: Sequence[int] | None, rounds: int) -> list[str]:
-    """The trainer's class name of the supervised training and of each round, with its length.
+    """The trainer's class name of the first training and of each round, with its length.
 
     Args:
         trainer: may have endings, such as _seed0, and also its length if `epochs` does not give it.
-        epochs: of the supervised training and of the rounds after it; the last number holds for all that follow.
-        rounds: after the supervised training.
+        epochs: of the first training and of the rounds after it; the last number holds for all that follow.
+        rounds: after the first training.
 
     Raises:
         WrongUse: the length is given twice, or below 1, or for more rounds than there are.
@@ -115,7 +115,7 @@ def trainer_names(trainer: str, epochs: Sequence[int] | None, rounds: int) -> li
     if not lengths or min(lengths) < 1 or len(lengths) > rounds + 1:
         raise WrongUse(
             f"got --epochs {','.join(map(str, lengths))}; expected 1 to {rounds + 1} numbers above 0: of the "
-            "supervised training, and of the rounds after it, the last one for all that follow"
+            "first training, and of the rounds after it, the last one for all that follow"
         )
     lengths += lengths[-1:] * (rounds + 1 - len(lengths))
     base, *endings = re.split(r"(?=_(?:\d+iters?|seed\d+)(?:_|$))", trainer)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
-from nnunet_semi.errors import UserError
+from nnunet_semi.errors import UserError, cause_of
 from nnunet_semi.locks import knows_no_locks
 from nnunet_semi.log import Log
 from nnunet_semi.pool import Progress, Task, WorkersDied, number_of_processes, run_tasks
@@ -82,7 +82,7 @@ def update(
             index.compact()
     except OSError as error:
         raise UserError(
-            f"{error.filename or recipe.folder}: {error.strerror or error}; make sure that there is free space and "
+            f"{error.filename or recipe.folder}: {cause_of(error)}; make sure that there is free space and "
             f"that you may write into {recipe.dataset_folder}, then run again"
         ) from error
     return index, counts

@@ -38,7 +38,7 @@ def _selftrain_arguments(parser: ArgumentParser) -> None:
     add_dataset(parser)
     add_configuration(parser)
     parser.add_argument("-f", dest="fold", metavar="FOLD", type=fold, default=0, help="fold, or all; default: 0")
-    parser.add_argument("--rounds", metavar="N", type=at_least(1), default=4, help="after the supervised training")
+    parser.add_argument("--rounds", metavar="N", type=at_least(1), default=4, help="after the first training")
     parser.add_argument("--first", metavar="RULES", default="top:.5", help="which cases to trust before round 1")
     parser.add_argument(
         "--later",
@@ -51,7 +51,7 @@ def _selftrain_arguments(parser: ArgumentParser) -> None:
         "--epochs",
         metavar="N,N",
         type=_lengths,
-        help="of the supervised training and of each round; default: 1000,100, or what the trainer's name says",
+        help="of the first training and of each round; default: 1000,100, or what the trainer's name says",
     )
     parser.add_argument("--by", choices=ESTIMATORS, default="checkpoints", help="what `nnunet_semi score` goes by")
     parser.add_argument("--exclude", metavar="FILE", type=Path, help="no round uses the cases in this list, one a line")
