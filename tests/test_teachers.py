@@ -146,13 +146,13 @@ def test_uamt_equals_a_plain_reference(tiny, labels):
 
 
 def plain_loss(logits: Tensor, label: Tensor, mask: Tensor) -> Tensor:
-    """Mean cross entropy and 1 - Dice of the foreground over the batch's voxels in the mask."""
+    """Mean cross entropy and 1 - Dice of all classes over the batch's voxels in the mask."""
     probability = logits.softmax(1).movedim(1, -1)[mask[:, 0]]
     label = label[:, 0][mask[:, 0]]
     entropy = -probability[torch.arange(len(label)), label].log().mean()
     dices = []
-    for foreground in range(1, logits.shape[1]):
-        p, g = probability[:, foreground], (label == foreground).float()
+    for number in range(logits.shape[1]):
+        p, g = probability[:, number], (label == number).float()
         dices.append((2 * (p * g).sum() + 1e-5) / (p.sum() + g.sum() + 1e-5))
     return entropy + 1 - torch.stack(dices).mean()
 

@@ -21,9 +21,10 @@ class nnUNetTrainerBCP(nnUNetTrainerTeacher):
     """BCP: a box of each labeled patch lies in an unlabeled one, and the other way round; the student learns both.
 
     Where a voxel is of a labeled patch its label is learned, elsewhere the teacher's pseudo label with half the
-    weight, by cross entropy + nnU-Net's Dice (the authors' has background too, and squares on ACDC). Every labeled
-    patch takes part in both directions, with two unlabeled ones; boxes are drawn for each patch. All intensities are
-    those of nnU-Net's augmentation, the teacher sees them untouched.
+    weight, by cross entropy and the Dice of all classes: that of the background keeps the network from filling slices
+    that hold nothing (the authors' Dice has squares on ACDC). Every labeled patch takes part in both directions, with
+    two unlabeled ones; boxes are drawn for each patch. All intensities are those of nnU-Net's augmentation, the teacher
+    sees them untouched.
 
     The authors first pretrain on labeled patches pasted into each other (LA 2000 iterations of 17 000, ACDC 10 000 of
     40 000) and then start anew from those weights. Here the first part of one training is the pretraining; teacher,
@@ -40,6 +41,7 @@ class nnUNetTrainerBCP(nnUNetTrainerTeacher):
     deploys_teacher = False
     unsupervised_weight = 0.5
     ramp_length = 0.0
+    pseudo_dice_background = True
     perturbation = IntensityPerturbation.nnunet
     pretraining: float = 0.2
     box_side: float = 2 / 3
