@@ -56,6 +56,10 @@ TRAINERS: dict[str, tuple[str, str]] = {
         "nnunet_semi.trainers.nnUNetTrainerBCP",
         "bidirectional copy-paste between labeled and unlabeled patches",
     ),
+    "nnUNetTrainerCopyPaste": (
+        "nnunet_semi.trainers.nnUNetTrainerCopyPaste",
+        "boxes of labeled patches in unlabeled ones and the other way round, of which the labeled voxels are learned",
+    ),
     "nnUNetTrainerHeatmap": (
         "nnunet_semi.trainers.nnUNetTrainerHeatmap",
         "landmarks: one heatmap each, from exact points, in millimetres",

@@ -19,6 +19,7 @@ from nnunet_semi.errors import UserError
 from nnunet_semi.perturbation.intensity import IntensityPerturbation
 from nnunet_semi.plugin_trainer import CHECKPOINT_KEY, unwrap
 from nnunet_semi.trainers.nnUNetTrainerBCP import nnUNetTrainerBCP
+from nnunet_semi.trainers.nnUNetTrainerCopyPaste import nnUNetTrainerCopyPaste
 from nnunet_semi.trainers.nnUNetTrainerCPS import nnUNetTrainerCPSCutMix, nnUNetTrainerCPSOriginal
 from nnunet_semi.trainers.nnUNetTrainerMeanTeacher import nnUNetTrainerMeanTeacher, nnUNetTrainerUAMT
 from nnunet_semi.trainers.nnUNetTrainerTeacher import nnUNetTrainerTeacher
@@ -39,6 +40,7 @@ METHODS = [
     nnUNetTrainerMeanTeacher,
     nnUNetTrainerUAMT,
     nnUNetTrainerBCP,
+    nnUNetTrainerCopyPaste,
 ]
 TEACHERS = [cls for cls in METHODS if issubclass(cls, nnUNetTrainerTeacher)]
 REGIONS_AND_IGNORE = {"background": 0, "whole": (1, 2), "core": 2, "ignore": 3}

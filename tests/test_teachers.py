@@ -1,9 +1,8 @@
-"""Mean Teacher, UA-MT and bidirectional copy-paste, against their definitions."""
+"""Mean Teacher and UA-MT against their definitions, and what all methods with a teacher share."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,25 +12,10 @@ from torch import Tensor
 from nnunet_semi.trainers.nnUNetTrainerBCP import nnUNetTrainerBCP
 from nnunet_semi.trainers.nnUNetTrainerMeanTeacher import nnUNetTrainerMeanTeacher, nnUNetTrainerUAMT
 from nnunet_semi.trainers.nnUNetTrainerUniMatchV2 import nnUNetTrainerUniMatchV2
-from tiny_trainer import make_trainer, random_batch
+from tiny_trainer import initialized, random_batch
 
 METHODS = [nnUNetTrainerMeanTeacher, nnUNetTrainerUAMT, nnUNetTrainerBCP, nnUNetTrainerUniMatchV2]
 REGIONS = {"background": 0, "whole": (1, 2), "core": 2}
-IGNORE = {"background": 0, "disc": 1, "square": 2, "ignore": 3}
-ALL_BCP = {"pretraining": 0.0, "enable_deep_supervision": False, "batch_size": 3}
-
-
-def initialized(cls: type, plans_file: Path, **attributes: Any) -> Any:
-    """A trainer whose teacher differs from its student, and whose views are what they are made from."""
-    trainer = make_trainer(cls, plans_file, **attributes)
-    trainer.initialize()
-    trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
-    trainer.on_train_epoch_start()
-    generator = torch.Generator().manual_seed(0)
-    for parameter in trainer.teacher.parameters():
-        parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    trainer.strong_view = lambda images: images
-    return trainer
 
 
 def losses_of(trainer: Any, batch: dict[str, Any]) -> Any:
@@ -140,110 +124,3 @@ def test_uamt_equals_a_plain_reference(tiny, labels):
     expected = (student - passes[0]).square()[sure].mean()
     torch.testing.assert_close(found.unsupervised, expected, rtol=1e-3, atol=1e-6)
     torch.testing.assert_close(found.curves["semi_kept"], sure.float().mean(), rtol=0, atol=1e-3)
-
-
-# --- bidirectional copy-paste ---
-
-
-def plain_loss(logits: Tensor, label: Tensor, mask: Tensor) -> Tensor:
-    """Mean cross entropy and 1 - Dice of all classes over the batch's voxels in the mask."""
-    probability = logits.softmax(1).movedim(1, -1)[mask[:, 0]]
-    label = label[:, 0][mask[:, 0]]
-    entropy = -probability[torch.arange(len(label)), label].log().mean()
-    dices = []
-    for number in range(logits.shape[1]):
-        p, g = probability[:, number], (label == number).float()
-        dices.append((2 * (p * g).sum() + 1e-5) / (p.sum() + g.sum() + 1e-5))
-    return entropy + 1 - torch.stack(dices).mean()
-
-
-def boxes_of(trainer: Any) -> list[Tensor]:
-    """The boxes that are drawn from now on."""
-    drawn: list[Tensor] = []
-    own = trainer._boxes
-
-    def boxes(images: Tensor) -> Tensor:
-        drawn.append(own(images))
-        return drawn[-1]
-
-    trainer._boxes = boxes
-    return drawn
-
-
-@pytest.mark.parametrize("labels", [None, IGNORE], ids=["all known", "ignore label"])
-def test_bcp_equals_a_plain_reference(tiny, labels):
-    trainer = initialized(nnUNetTrainerBCP, tiny(labels=labels) if labels else tiny(), **ALL_BCP)
-    trainer.pseudo_loss.dice.batch_dice = True
-    batch, boxes = random_batch(trainer), boxes_of(trainer)
-    known = torch.ones_like(batch["target"], dtype=torch.bool)
-    if labels:
-        batch["target"][:, :, :9] = 3
-        known[:, :, :9] = False
-    found = losses_of(trainer, batch)
-    labeled, weak, [box] = batch["data"], batch["unlabeled"], boxes
-    label = torch.where(known, batch["target"], 0).long()
-    with torch.no_grad():
-        pseudo = trainer.teacher(weak).argmax(1, keepdim=True)
-        inward = trainer.network(torch.where(box, weak, labeled))
-        outward = trainer.network(torch.where(box, labeled, weak.roll(1, 0)))
-    supervised = (plain_loss(inward, label, known & ~box) + plain_loss(outward, label, known & box)) / 2
-    unsupervised = (plain_loss(inward, pseudo, box) + plain_loss(outward, pseudo.roll(1, 0), ~box)) / 2
-    torch.testing.assert_close(found.supervised, supervised, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(found.unsupervised, unsupervised, rtol=1e-4, atol=1e-4)
-    output = trainer.train_step(batch)
-    assert output["loss"] == pytest.approx(output["curves"][0] + 0.5 * output["curves"][1], rel=1e-5)
-
-
-def test_bcp_pretrains_on_labeled_patches_pasted_into_each_other(tiny_2d):
-    trainer = initialized(nnUNetTrainerBCP, tiny_2d, **{**ALL_BCP, "pretraining": 0.5})
-    trainer.pseudo_loss.dice.batch_dice = True
-    batch, boxes = random_batch(trainer), boxes_of(trainer)
-    trainer.teacher.register_forward_hook(lambda *_: pytest.fail("the teacher is asked"))
-    found = losses_of(trainer, batch)
-    labeled, label, [box] = batch["data"], batch["target"].long(), boxes
-    with torch.no_grad():
-        outputs = trainer.network(torch.where(box, labeled.roll(1, 0), labeled))
-    expected = (plain_loss(outputs, label, ~box) + plain_loss(outputs, label.roll(1, 0), box)) / 2
-    torch.testing.assert_close(found.supervised, expected, rtol=1e-4, atol=1e-4)
-    assert found.unsupervised == 0 and found.shares.sum() == 0
-
-
-def test_bcp_pretrains_for_its_fraction_of_the_training(tiny_2d):
-    trainer = initialized(nnUNetTrainerBCP, tiny_2d, num_epochs=2, num_iterations_per_epoch=5, pretraining=0.3)
-    pseudo = []
-    for epoch in range(2):
-        trainer.current_epoch = epoch
-        trainer.on_train_epoch_start()
-        pseudo += [trainer.train_step(random_batch(trainer))["curves"][1] > 0 for _ in range(5)]
-    assert pseudo == [False] * 3 + [True] * 7
-
-
-def test_boxes_of_bcp_have_two_thirds_of_each_side(tiny_2d):
-    trainer = initialized(nnUNetTrainerBCP, tiny_2d)
-    box = trainer._boxes(torch.zeros(50, 1, 32, 32))
-    assert (box.sum([1, 2, 3]) == 21 * 21).all()
-    assert len(torch.unique(box, dim=0)) > 25
-
-
-@pytest.mark.parametrize("unlabeled", [1, 2, 5])
-def test_bcp_takes_any_number_of_unlabeled_patches(unlabeled, tiny_2d):
-    trainer = initialized(nnUNetTrainerBCP, tiny_2d, pretraining=0.0)
-    batch = random_batch(trainer)
-    batch["unlabeled"] = torch.randn(unlabeled, 1, 32, 32)
-    sizes: list[int] = []
-    trainer.network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    assert math.isfinite(trainer.train_step(batch)["loss"])
-    assert sizes == [2 * max(2, unlabeled)]
-
-
-def test_bcp_may_keep_the_largest_component_of_the_pseudo_label(tiny_2d):
-    trainer = initialized(nnUNetTrainerBCP, tiny_2d, pretraining=0.0, largest_component=True)
-    labels: list[Tensor] = []
-    own = trainer.pseudo_loss.forward
-    trainer.pseudo_loss.forward = lambda outputs, label, mask: (labels.append(label), own(outputs, label, mask))[1]
-    batch = random_batch(trainer)
-    losses_of(trainer, batch)
-    whole = trainer.teacher(batch["unlabeled"])[0].argmax(1, keepdim=True)
-    kept = labels[2]
-    assert torch.equal(kept[kept > 0], whole[kept > 0])
-    assert 0 < (kept > 0).sum() < (whole > 0).sum()

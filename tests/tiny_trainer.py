@@ -51,3 +51,16 @@ def random_batch(trainer: Any, seed: int = 0) -> dict[str, Any]:
         target = [resize(full.float(), s, mode="nearest-exact").to(full.dtype) for s in shapes]
     images = [torch.randn((size, channels, *shape), generator=generator) for _ in range(2)]
     return {"data": images[0], "target": target, "unlabeled": images[1]}
+
+
+def initialized(cls: type, plans_file: Path, **attributes: Any) -> Any:
+    """A trainer that may step, whose views are what they are made from; a teacher differs from its student."""
+    trainer = make_trainer(cls, plans_file, **attributes)
+    trainer.initialize()
+    trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
+    trainer.on_train_epoch_start()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in trainer.teacher.parameters() if hasattr(trainer, "teacher") else ():
+        parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    trainer.strong_view = lambda images: images
+    return trainer

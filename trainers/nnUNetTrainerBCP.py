@@ -10,7 +10,8 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from torch import Tensor
 
 from nnunet_semi.consistency.pseudo_label import largest_components, pseudo_label
-from nnunet_semi.perturbation.cutmix import box_mask, fixed_boxes, paste
+from nnunet_semi.perturbation.copy_paste import draw_boxes, known_labels, of_one_length
+from nnunet_semi.perturbation.cutmix import paste
 from nnunet_semi.perturbation.intensity import IntensityPerturbation
 from nnunet_semi.trainers.nnUNetTrainerSemi import Losses, finest, split_like
 from nnunet_semi.trainers.nnUNetTrainerTeacher import nnUNetTrainerTeacher
@@ -59,16 +60,16 @@ class nnUNetTrainerBCP(nnUNetTrainerTeacher):
 
     def losses(self, labeled: Tensor, target: Any, unlabeled: Tensor) -> Losses:
         """The losses of mixed patches on the voxels of labeled, and on those of unlabeled ones."""
-        label, known = self._label(finest(target))
+        label, known = known_labels(finest(target), self.label_manager)
         if self.training_progress < self.pretraining:
             return self._pretraining(labeled, label, known)
         pseudo, confidence = pseudo_label(self.teach(unlabeled), self.label_manager.has_regions)
         told = self.described(pseudo, confidence)
         if self.largest_component:
             pseudo = largest_components(pseudo, self.label_manager.num_segmentation_heads)
-        labeled, label, known, view, pseudo = _of_one_length(labeled, label, known, self.strong_view(unlabeled), pseudo)
+        labeled, label, known, view, pseudo = of_one_length(labeled, label, known, self.strong_view(unlabeled), pseudo)
         view_2, pseudo_2 = view.roll(1, 0), pseudo.roll(1, 0)
-        box = self._boxes(labeled)
+        box = draw_boxes(labeled, self.box_side)
         images = [paste(box, labeled, view), paste(box, view_2, labeled)]
         inward, outward = split_like(self.network(torch.cat(images)), images)
         supervised = self.pseudo_loss(inward, label, known & ~box) + self.pseudo_loss(outward, label, known & box)
@@ -77,31 +78,9 @@ class nnUNetTrainerBCP(nnUNetTrainerTeacher):
 
     def _pretraining(self, labeled: Tensor, label: Tensor, known: Tensor) -> Losses:
         """The loss of labeled patches with a box of another one; there is no pseudo label to tell of."""
-        box = self._boxes(labeled)
+        box = draw_boxes(labeled, self.box_side)
         outputs = self.network(paste(box, labeled, labeled.roll(1, 0)))
         supervised = self.pseudo_loss(outputs, label, known & ~box)
         supervised = supervised + self.pseudo_loss(outputs, label.roll(1, 0), known.roll(1, 0) & box)
         none = labeled.new_zeros(self.label_manager.num_segmentation_heads)
         return Losses(supervised / 2, none.sum(), {"semi_confidence": none.sum()}, none)
-
-    def _boxes(self, images: Tensor) -> Tensor:
-        shape = images.shape[2:]
-        return box_mask(fixed_boxes(len(images), shape, self.box_side), shape, images.device)
-
-    def _label(self, target: Tensor) -> tuple[Tensor, Tensor]:
-        """nnU-Net's target at full resolution as a label map or regions, and where it is known."""
-        if self.label_manager.has_regions:
-            label = target[:, : self.label_manager.num_segmentation_heads].bool()
-            known = torch.ones_like(label[:, :1])
-            return label, ~target[:, -1:].bool() if self.label_manager.has_ignore_label else known
-        label = target.long()
-        if not self.label_manager.has_ignore_label:
-            return label, torch.ones_like(label, dtype=torch.bool)
-        known = label != self.label_manager.ignore_label
-        return torch.where(known, label, 0), known
-
-
-def _of_one_length(*batches: Tensor) -> list[Tensor]:
-    """Batches as long as the longest; shorter ones start again."""
-    length = max(map(len, batches))
-    return [batch[torch.arange(length, device=batch.device) % len(batch)] for batch in batches]
