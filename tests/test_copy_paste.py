@@ -178,6 +178,13 @@ def test_the_labels_of_a_mixed_patch_are_known_where_it_is_of_a_labeled_one(deep
     assert torch.equal(mixed, torch.where(mixed > 0, whole, other))
 
 
+@pytest.mark.parametrize("cls", [nnUNetTrainerBCP, nnUNetTrainerCopyPaste])
+def test_predictions_that_shrink_are_no_pseudo_labels_that_do(cls, tiny_2d):
+    trainer = initialized(cls, tiny_2d)
+    trainer.logger.get_value = lambda *_, **__: [[0.9, 0.05, 0.05]] * 3 + [[0.95, 0.05, 0.0]]
+    assert len(trainer.warnings()) == (cls is nnUNetTrainerBCP)
+
+
 def test_known_labels_of_classes():
     class Manager:
         has_regions, has_ignore_label, ignore_label, num_segmentation_heads = False, True, 3, 3
