@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from nnunet_semi.perturbation.copy_paste import draw_boxes, known_labels
+from nnunet_semi.curves import SHARES
+from nnunet_semi.perturbation.copy_paste import draw_boxes
 from nnunet_semi.trainers import nnUNetTrainerBCP as bcp_module
 from nnunet_semi.trainers import nnUNetTrainerCopyPaste as copy_paste_module
 from nnunet_semi.trainers.nnUNetTrainerBCP import nnUNetTrainerBCP
 from nnunet_semi.trainers.nnUNetTrainerCopyPaste import nnUNetTrainerCopyPaste
-from tiny_trainer import initialized, random_batch
+from tiny_trainer import losses_of, random_batch, undisturbed
 
 REGIONS_AND_IGNORE = {"background": 0, "whole": (1, 2), "core": 2, "ignore": 3}
 IGNORE = {"background": 0, "disc": 1, "square": 2, "ignore": 3}
 PLAIN = {"enable_deep_supervision": False, "batch_size": 3}
 ALL_BCP = {"pretraining": 0.0, **PLAIN}
-
-
-def losses_of(trainer: Any, batch: dict[str, Any]) -> Any:
-    return trainer.losses(batch["data"], batch["target"], batch["unlabeled"])
 
 
 def plain_loss(logits: Tensor, label: Tensor, mask: Tensor) -> Tensor:
@@ -54,7 +50,7 @@ def boxes(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 
 @pytest.mark.parametrize("labels", [None, IGNORE], ids=["all known", "ignore label"])
 def test_bcp_equals_a_plain_reference(tiny, labels, boxes):
-    trainer = initialized(nnUNetTrainerBCP, tiny(labels=labels) if labels else tiny(), **ALL_BCP)
+    trainer = undisturbed(nnUNetTrainerBCP, tiny(labels=labels) if labels else tiny(), **ALL_BCP)
     trainer.pseudo_loss.dice.batch_dice = True
     batch = random_batch(trainer)
     known = torch.ones_like(batch["target"], dtype=torch.bool)
@@ -77,7 +73,7 @@ def test_bcp_equals_a_plain_reference(tiny, labels, boxes):
 
 
 def test_bcp_pretrains_on_labeled_patches_pasted_into_each_other(tiny_2d, boxes):
-    trainer = initialized(nnUNetTrainerBCP, tiny_2d, **{**ALL_BCP, "pretraining": 0.5})
+    trainer = undisturbed(nnUNetTrainerBCP, tiny_2d, **{**ALL_BCP, "pretraining": 0.5})
     trainer.pseudo_loss.dice.batch_dice = True
     batch = random_batch(trainer)
     trainer.teacher.register_forward_hook(lambda *_: pytest.fail("the teacher is asked"))
@@ -91,7 +87,7 @@ def test_bcp_pretrains_on_labeled_patches_pasted_into_each_other(tiny_2d, boxes)
 
 
 def test_bcp_pretrains_for_its_fraction_of_the_training(tiny_2d):
-    trainer = initialized(nnUNetTrainerBCP, tiny_2d, num_epochs=2, num_iterations_per_epoch=5, pretraining=0.3)
+    trainer = undisturbed(nnUNetTrainerBCP, tiny_2d, num_epochs=2, num_iterations_per_epoch=5, pretraining=0.3)
     pseudo = []
     for epoch in range(2):
         trainer.current_epoch = epoch
@@ -109,7 +105,7 @@ def test_boxes_have_two_thirds_of_each_side(cls):
 
 @pytest.mark.parametrize("unlabeled", [1, 2, 5])
 def test_bcp_takes_any_number_of_unlabeled_patches(unlabeled, tiny_2d):
-    trainer = initialized(nnUNetTrainerBCP, tiny_2d, pretraining=0.0)
+    trainer = undisturbed(nnUNetTrainerBCP, tiny_2d, pretraining=0.0)
     batch = random_batch(trainer)
     batch["unlabeled"] = torch.randn(unlabeled, 1, 32, 32)
     sizes: list[int] = []
@@ -119,7 +115,7 @@ def test_bcp_takes_any_number_of_unlabeled_patches(unlabeled, tiny_2d):
 
 
 def test_bcp_may_keep_the_largest_component_of_the_pseudo_label(tiny_2d):
-    trainer = initialized(nnUNetTrainerBCP, tiny_2d, pretraining=0.0, largest_component=True)
+    trainer = undisturbed(nnUNetTrainerBCP, tiny_2d, pretraining=0.0, largest_component=True)
     labels: list[Tensor] = []
     own = trainer.pseudo_loss.forward
     trainer.pseudo_loss.forward = lambda outputs, label, mask: (labels.append(label), own(outputs, label, mask))[1]
@@ -136,7 +132,7 @@ def test_bcp_may_keep_the_largest_component_of_the_pseudo_label(tiny_2d):
 
 @pytest.mark.parametrize("labels", [None, IGNORE], ids=["all known", "ignore label"])
 def test_copy_paste_equals_a_plain_reference(tiny, labels, boxes):
-    trainer = initialized(nnUNetTrainerCopyPaste, tiny(labels=labels) if labels else tiny(), **PLAIN)
+    trainer = undisturbed(nnUNetTrainerCopyPaste, tiny(labels=labels) if labels else tiny(), **PLAIN)
     trainer.pseudo_loss.dice.batch_dice = True
     batch = random_batch(trainer)
     if labels:
@@ -162,7 +158,7 @@ def test_copy_paste_equals_a_plain_reference(tiny, labels, boxes):
 @pytest.mark.parametrize("deep", [True, False])
 def test_the_labels_of_a_mixed_patch_are_known_where_it_is_of_a_labeled_one(deep, unlabeled, tiny):
     plans_file = tiny(labels=REGIONS_AND_IGNORE)
-    trainer = initialized(nnUNetTrainerCopyPaste, plans_file, enable_deep_supervision=deep, batch_size=20)
+    trainer = undisturbed(nnUNetTrainerCopyPaste, plans_file, enable_deep_supervision=deep, batch_size=20)
     generator = torch.Generator().manual_seed(0)
     labeled = 1 + torch.rand(20, 1, 32, 32, generator=generator)
     target = torch.stack([labeled > 1.3, labeled > 1.6, labeled > 1.9], 2)[:, 0]
@@ -180,17 +176,7 @@ def test_the_labels_of_a_mixed_patch_are_known_where_it_is_of_a_labeled_one(deep
 
 @pytest.mark.parametrize("cls", [nnUNetTrainerBCP, nnUNetTrainerCopyPaste])
 def test_predictions_that_shrink_are_no_pseudo_labels_that_do(cls, tiny_2d):
-    trainer = initialized(cls, tiny_2d)
-    trainer.logger.get_value = lambda *_, **__: [[0.9, 0.05, 0.05]] * 3 + [[0.95, 0.05, 0.0]]
+    trainer = undisturbed(cls, tiny_2d)
+    for epoch, square in enumerate([0.05, 0.05, 0.05, 0.0]):
+        trainer.logger.log(SHARES, [0.95 - square, 0.05, square], epoch)
     assert len(trainer.warnings()) == (cls is nnUNetTrainerBCP)
-
-
-def test_known_labels_of_classes():
-    class Manager:
-        has_regions, has_ignore_label, ignore_label, num_segmentation_heads = False, True, 3, 3
-
-    target = torch.tensor([[[[0.0, 2.0, 3.0, 1.0]]]])
-    label, known = known_labels(target, Manager())
-    assert label.tolist() == [[[[0, 2, 0, 1]]]] and known.tolist() == [[[[True, True, False, True]]]]
-    Manager.has_ignore_label = False
-    assert known_labels(target, Manager())[1].all() and known_labels(target, Manager())[0].dtype == torch.int64

@@ -19,19 +19,11 @@ from nnunet_semi.trainers.nnUNetTrainerCPS import (
     nnUNetTrainerCPSWeakToStrong,
 )
 from nnunet_semi.trainers.nnUNetTrainerSemi import worst_dice
-from tiny_trainer import make_trainer, random_batch
+from tiny_trainer import initialized, make_trainer, random_batch
 
 VARIANTS = [nnUNetTrainerCPS, nnUNetTrainerCPSWeakToStrong, nnUNetTrainerCPSOriginal, nnUNetTrainerCPSCutMix]
 REGIONS = {"background": 0, "whole": (1, 2), "core": 2}
 IGNORE = {"background": 0, "disc": 1, "square": 2, "ignore": 3}
-
-
-def initialized(cls: type, plans_file, **attributes):
-    trainer = make_trainer(cls, plans_file, **attributes)
-    trainer.initialize()
-    trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
-    trainer.on_train_epoch_start()
-    return trainer
 
 
 def arguments(batch: dict) -> tuple:

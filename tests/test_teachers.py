@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -12,14 +11,10 @@ from torch import Tensor
 from nnunet_semi.trainers.nnUNetTrainerBCP import nnUNetTrainerBCP
 from nnunet_semi.trainers.nnUNetTrainerMeanTeacher import nnUNetTrainerMeanTeacher, nnUNetTrainerUAMT
 from nnunet_semi.trainers.nnUNetTrainerUniMatchV2 import nnUNetTrainerUniMatchV2
-from tiny_trainer import initialized, random_batch
+from tiny_trainer import losses_of, random_batch, undisturbed
 
 METHODS = [nnUNetTrainerMeanTeacher, nnUNetTrainerUAMT, nnUNetTrainerBCP, nnUNetTrainerUniMatchV2]
 REGIONS = {"background": 0, "whole": (1, 2), "core": 2}
-
-
-def losses_of(trainer: Any, batch: dict[str, Any]) -> Any:
-    return trainer.losses(batch["data"], batch["target"], batch["unlabeled"])
 
 
 def probability_of(logits: Tensor, regions: bool) -> Tensor:
@@ -28,7 +23,7 @@ def probability_of(logits: Tensor, regions: bool) -> Tensor:
 
 @pytest.mark.parametrize("cls", METHODS)
 def test_the_teacher_gets_no_gradient_and_follows_the_student(cls, tiny_2d):
-    trainer = initialized(cls, tiny_2d)
+    trainer = undisturbed(cls, tiny_2d)
     trainer.teacher.n_averaged.fill_(5)
     before = {name: value.clone() for name, value in trainer.teacher.module.state_dict().items()}
     trainer.train_step(random_batch(trainer))
@@ -40,7 +35,7 @@ def test_the_teacher_gets_no_gradient_and_follows_the_student(cls, tiny_2d):
 
 @pytest.mark.parametrize("cls", METHODS)
 def test_the_student_sees_a_disturbed_view_and_the_teacher_does_not(cls, tiny_2d):
-    trainer = initialized(cls, tiny_2d, pretraining=0.0, cutmix_p=0.0)
+    trainer = undisturbed(cls, tiny_2d, pretraining=0.0, cutmix_p=0.0)
     seen, taught = [], []
     trainer.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     trainer.teacher.register_forward_pre_hook(lambda _, inputs: taught.append(inputs[0]))
@@ -58,7 +53,7 @@ def test_the_student_sees_a_disturbed_view_and_the_teacher_does_not(cls, tiny_2d
 
 @pytest.mark.parametrize("cls", [nnUNetTrainerMeanTeacher, nnUNetTrainerUAMT])
 def test_noise_leaves_what_is_no_image_alone(cls, tiny_2d):
-    trainer = initialized(cls, tiny_2d)
+    trainer = undisturbed(cls, tiny_2d)
     images = torch.randn(2, 3, 32, 32)
     images[:, 0, :5] = 0
     trainer.num_image_channels = 2
@@ -72,7 +67,7 @@ def test_noise_leaves_what_is_no_image_alone(cls, tiny_2d):
 @pytest.mark.parametrize("deep", [True, False])
 def test_mean_teacher_equals_a_plain_reference(tiny, labels, deep):
     plans_file = tiny(labels=labels) if labels else tiny()
-    trainer = initialized(nnUNetTrainerMeanTeacher, plans_file, enable_deep_supervision=deep)
+    trainer = undisturbed(nnUNetTrainerMeanTeacher, plans_file, enable_deep_supervision=deep)
     batch = random_batch(trainer)
     torch.manual_seed(0)
     found = losses_of(trainer, batch)
@@ -88,7 +83,7 @@ def test_mean_teacher_equals_a_plain_reference(tiny, labels, deep):
 
 
 def test_the_weight_of_mean_teacher_grows_to_a_tenth(tiny_2d):
-    trainer = initialized(nnUNetTrainerMeanTeacher, tiny_2d)
+    trainer = undisturbed(nnUNetTrainerMeanTeacher, tiny_2d)
     batch = random_batch(trainer)
     for epoch, expected in ((0, 0.1 * math.exp(-5)), (1, 0.1 * math.exp(-5 / 4))):
         trainer.current_epoch, trainer.iteration = epoch, 0
@@ -100,7 +95,7 @@ def test_the_weight_of_mean_teacher_grows_to_a_tenth(tiny_2d):
 @pytest.mark.parametrize("labels", [None, REGIONS], ids=["classes", "regions"])
 def test_uamt_equals_a_plain_reference(tiny, labels):
     plans_file = tiny(labels=labels) if labels else tiny()
-    trainer = initialized(nnUNetTrainerUAMT, plans_file, enable_deep_supervision=False)
+    trainer = undisturbed(nnUNetTrainerUAMT, plans_file, enable_deep_supervision=False)
     trainer.network.decoder.seg_layers[-1].weight.data.mul_(20)  # or it is sure of nothing
     trainer.teacher.module.decoder.seg_layers[-1].weight.data.mul_(20)
     trainer.current_epoch = 1

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import tiny_trainer
 from nnunet_semi.perturbation.cutmix import CutMix
 from nnunet_semi.perturbation.intensity import IntensityPerturbation
 from nnunet_semi.trainers.nnUNetTrainerUniMatch import (
@@ -19,7 +20,7 @@ from nnunet_semi.trainers.nnUNetTrainerUniMatch import (
 )
 from nnunet_semi.trainers.nnUNetTrainerUniMatchV2 import nnUNetTrainerUniMatchV2
 from scored_model import disturb
-from tiny_trainer import make_trainer, random_batch
+from tiny_trainer import losses_of, make_trainer, random_batch
 
 METHODS = [nnUNetTrainerFixMatch, nnUNetTrainerUniMatch, nnUNetTrainerUniMatchClassAdaptive, nnUNetTrainerUniMatchV2]
 TERMS = {nnUNetTrainerFixMatch: [2.0], nnUNetTrainerUniMatch: [0.5, 0.5, 1.0], nnUNetTrainerUniMatchV2: [0.5, 0.5]}
@@ -27,16 +28,7 @@ REGIONS = {"background": 0, "whole": (1, 2), "core": 2}
 every_method = pytest.mark.parametrize("cls", METHODS)
 
 
-def initialized(cls: type, plans_file: Path, **attributes: Any) -> Any:
-    trainer = make_trainer(cls, plans_file, **{"batch_size": 4, **attributes})
-    trainer.initialize()
-    trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
-    trainer.on_train_epoch_start()
-    return trainer
-
-
-def losses_of(trainer: Any, batch: dict[str, Any]) -> Any:
-    return trainer.losses(batch["data"], batch["target"], batch["unlabeled"])
+initialized = partial(tiny_trainer.initialized, batch_size=4)
 
 
 def recorded(trainer: Any) -> list[dict[str, Any]]:

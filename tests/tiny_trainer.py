@@ -54,13 +54,24 @@ def random_batch(trainer: Any, seed: int = 0) -> dict[str, Any]:
 
 
 def initialized(cls: type, plans_file: Path, **attributes: Any) -> Any:
-    """A trainer that may step, whose views are what they are made from; a teacher differs from its student."""
+    """A trainer that may step."""
     trainer = make_trainer(cls, plans_file, **attributes)
     trainer.initialize()
     trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
     trainer.on_train_epoch_start()
+    return trainer
+
+
+def undisturbed(cls: type, plans_file: Path, **attributes: Any) -> Any:
+    """A trainer that may step, whose views are what they are made from; a teacher differs from its student."""
+    trainer = initialized(cls, plans_file, **attributes)
     generator = torch.Generator().manual_seed(0)
     for parameter in trainer.teacher.parameters() if hasattr(trainer, "teacher") else ():
         parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     trainer.strong_view = lambda images: images
     return trainer
+
+
+def losses_of(trainer: Any, batch: dict[str, Any]) -> Any:
+    """What the trainer's method makes of a batch."""
+    return trainer.losses(batch["data"], batch["target"], batch["unlabeled"])

@@ -45,7 +45,7 @@ class nnUNetTrainerCopyPaste(nnUNetTrainerSemi):
         return Losses(self.loss(outputs, target), self.pseudo_loss(outputs_m, label, mask), **told)
 
     def mixed(self, labeled: Tensor, target: Any, unlabeled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mixed patches, the labels of the labeled ones in them, and True where a voxel is of a labeled one."""
+        """Mixed patches, the labels of the labeled ones in them, and True where one lies and its label is known."""
         label, known = known_labels(finest(target), self.label_manager)
         labeled, label, known, view = of_one_length(labeled, label, known, self.strong_view(unlabeled))
         outward = torch.rand(len(labeled), *[1] * (labeled.ndim - 1)) < 0.5
