@@ -42,7 +42,7 @@ class PseudoLabelLoss(nn.Module):
     Where labels are classes, the loss is softmax cross entropy and Dice without background, as in nnU-Net's
     DC_and_CE_loss; with regions it is binary cross entropy and Dice of each region, as in DC_and_BCE_loss. Unlike
     those it takes a mask of its own, needs no ignore label for it, and is 0 where nothing counts: the Dice part is
-    1 - Dice.
+    1 - Dice, and its mean over samples is that of those of which something counts.
 
     Args:
         regions: outputs are regions (sigmoid) instead of classes (softmax).
@@ -105,9 +105,16 @@ class PseudoLabelLoss(nn.Module):
         if self.weight_ce:
             loss = loss + self.weight_ce * self._cross_entropy(logits, label, mask)
         if self.weight_dice:
-            self.dice.smooth = max(SMOOTH, self.dice_smoothing * self._voxels_of_a_dice(logits))
-            loss = loss + self.weight_dice * (1 + self.dice(logits, label, loss_mask=mask))
+            loss = loss + self.weight_dice * self._dice(logits, label, mask)
         return loss
+
+    def _dice(self, logits: Tensor, label: Tensor, mask: Tensor | None) -> Tensor:
+        self.dice.smooth = max(SMOOTH, self.dice_smoothing * self._voxels_of_a_dice(logits))
+        loss = 1 + self.dice(logits, label, loss_mask=mask)
+        if mask is None or self.dice.batch_dice:
+            return loss
+        counted = mask.flatten(2).any(2)  # a sample of which nothing counts is 0 in a mean that it is no part of
+        return loss * (counted.numel() / counted.sum().clamp_min(1))
 
     def _voxels_of_a_dice(self, logits: Tensor) -> int:
         voxels = logits.shape[2:].numel()
