@@ -18,7 +18,7 @@ from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
 from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
 from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, Convert3DTo2DTransform
-from batchgeneratorsv2.transforms.utils.random import RandomTransform
+from batchgeneratorsv2.transforms.utils.random import OneOfTransform, RandomTransform
 from batchgeneratorsv2.transforms.utils.seg_to_regions import ConvertSegmentationToRegionsTransform
 
 # these disturb the one-hot prediction of the previous cascade stage, not the image
@@ -28,15 +28,26 @@ TARGET_ONLY = (DownsampleSegForDSTransform, ConvertSegmentationToRegionsTransfor
 READS_SEGMENTATION = (MaskImageTransform, MoveSegAsOneHotToDataTransform)
 
 
-def _bare(transform: BasicTransform) -> BasicTransform:
-    return _bare(transform.transform) if isinstance(transform, RandomTransform) else transform
+def _inside(transform: BasicTransform) -> Iterator[BasicTransform]:
+    """What it applies, without the wrappers that draw whether, and which of several."""
+    if isinstance(transform, RandomTransform):
+        yield from _inside(transform.transform)
+    elif isinstance(transform, OneOfTransform):
+        for choice in transform.list_of_transforms:
+            yield from _inside(choice)
+    else:
+        yield transform
 
 
 def transforms_in(loader: Any) -> Iterator[BasicTransform]:
-    """Every transform of the loaders below `loader`, without the wrappers that draw whether it is applied."""
+    """Every transform of the loaders below `loader`, without the wrappers that draw whether, and which, is applied."""
     for part in getattr(loader, "streams", [loader]):
         for transform in getattr(getattr(part, "transforms", None), "transforms", []):
-            yield _bare(transform)
+            yield from _inside(transform)
+
+
+def _holds(transform: BasicTransform, kinds: tuple[type, ...]) -> bool:
+    return any(isinstance(part, kinds) for part in _inside(transform))
 
 
 def _is_geometry(transform: BasicTransform) -> bool:
@@ -59,13 +70,13 @@ class GeometryOnly(BasicTransform):
 
     def __init__(self, pipeline: ComposeTransforms) -> None:
         super().__init__()
-        self.transforms = [t for t in pipeline.transforms if _is_geometry(_bare(t))]
-        self.needs_segmentation = any(isinstance(_bare(t), READS_SEGMENTATION) for t in self.transforms)
+        self.transforms = [t for t in pipeline.transforms if any(map(_is_geometry, _inside(t)))]
+        self.needs_segmentation = any(_holds(t, READS_SEGMENTATION) for t in self.transforms)
 
     def without_moves(self) -> GeometryOnly:
         """The part that moves no voxel and draws nothing: what a network needs to see an image as it is."""
         still = copy.copy(self)
-        still.transforms = [t for t in self.transforms if not isinstance(_bare(t), (*MOVES, *CASCADE))]
+        still.transforms = [t for t in self.transforms if not _holds(t, (*MOVES, *CASCADE))]
         return still
 
     def __call__(self, **sample: Any) -> dict[str, Any]:

@@ -11,9 +11,11 @@ import torch
 from batchgenerators.utilities.file_and_folder_operations import load_pickle, write_pickle
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerDA5 import nnUNetTrainerDA5
 from scipy.stats import chisquare
 
 from nnunet_semi.discovery.variants import variant
+from nnunet_semi.errors import WrongUse
 from nnunet_semi.perturbation.intensity import IntensityPerturbation
 from nnunet_semi.pipelines import GeometryOnly, transforms_in
 from nnunet_semi.trainers.nnUNetTrainerCPS import nnUNetTrainerCPS
@@ -23,10 +25,10 @@ REGIONS = {"background": 0, "whole": (1, 2), "core": 2}
 IGNORE = {"background": 0, "disc": 1, "square": 2, "ignore": 3}
 
 
-def streams(plans_file: Path, configuration: str = "2d", **attributes):
+def streams(plans_file: Path, configuration: str = "2d", cls: type = nnUNetTrainerCPS, **attributes):
     """A trainer and its training stream, in this process."""
     os.environ["nnUNet_n_proc_DA"] = "0"
-    trainer = make_trainer(nnUNetTrainerCPS, plans_file, configuration, **attributes)
+    trainer = make_trainer(cls, plans_file, configuration, **attributes)
     trainer.initialize()
     training, _ = trainer.get_dataloaders()
     return trainer, training.data_loader.loader
@@ -39,6 +41,11 @@ def test_a_batch_holds_labeled_and_unlabeled_patches(tiny):
     assert batch["unlabeled"].shape == (3, 2, 32, 32)
     assert set(batch["unlabeled_keys"]) <= {f"un_{i:03d}" for i in range(4)}
     assert set(batch["keys"]) <= {f"tr_{i:03d}" for i in range(6)}
+
+
+def test_a_batch_without_unlabeled_patches_is_refused(tiny_2d):
+    with pytest.raises(WrongUse, match="got 0 as unlabeled_batch_size of nnUNetTrainerCPS; expected 1 or more"):
+        streams(tiny_2d, unlabeled_batch_size=0)
 
 
 @pytest.mark.parametrize("labels", [REGIONS, IGNORE], ids=["regions", "ignore label"])
@@ -82,18 +89,24 @@ def test_unlabeled_patches_are_sampled_uniformly(tiny):
         assert chisquare(counts).pvalue > 1e-4
 
 
-def test_geometry_only_moves_voxels_and_changes_no_intensity(tiny_2d):
+class CPSDA5(nnUNetTrainerCPS, nnUNetTrainerDA5):
+    """CPS with an augmentation in which nnU-Net chooses one of several intensity transforms."""
+
+
+@pytest.mark.parametrize("cls", [nnUNetTrainerCPS, CPSDA5])
+def test_geometry_only_moves_voxels_and_changes_no_intensity(cls, tiny_2d):
     """An image whose two intensities encode their positions keeps exactly these: nothing but geometry acted."""
-    trainer, loader = streams(tiny_2d)
+    trainer, loader = streams(tiny_2d, cls=cls)
     geometry = loader.streams[1].transforms
     for transform in geometry.transforms:
         if hasattr(transform, "p_rotation"):
             transform.p_rotation = transform.p_scaling = 0
     size = loader.streams[1].patch_size[1:]
     image = torch.arange(int(np.prod(size)), dtype=torch.float32).reshape(1, *size)
-    view = geometry(image=image, segmentation=torch.zeros(1, *size, dtype=torch.int16))["image"]
-    assert set(view.unique().tolist()) <= set(image.unique().tolist())
-    assert view.shape == (1, 32, 32)
+    for _ in range(20):
+        view = geometry(image=image, segmentation=torch.zeros(1, *size, dtype=torch.int16))["image"]
+        assert set(view.unique().tolist()) <= set(image.unique().tolist())
+        assert view.shape == (1, 32, 32)
     assert isinstance(geometry, GeometryOnly)
 
 

@@ -23,7 +23,7 @@ from nnunet_semi.consistency.losses import PseudoLabelLoss
 from nnunet_semi.consistency.pseudo_label import class_shares
 from nnunet_semi.consistency.ramp import sigmoid_rampup
 from nnunet_semi.curves import KEPT, SHARES, CurveLogger, class_curves, log_line, vanished
-from nnunet_semi.errors import UserError
+from nnunet_semi.errors import UserError, WrongUse
 from nnunet_semi.perturbation.intensity import IntensityPerturbation
 from nnunet_semi.plugin_trainer import PluginTrainer
 from nnunet_semi.unlabeled.index import UnlabeledIndex
@@ -286,10 +286,19 @@ class nnUNetTrainerSemi(PluginTrainer):
         return super().get_dataloaders()
 
     def training_stream(self, labeled: nnUNetDataLoader) -> TwoStreams:
-        """Put the unlabeled stream beside nnU-Net's labeled one."""
+        """Put the unlabeled stream beside nnU-Net's labeled one.
+
+        Raises:
+            WrongUse: `unlabeled_batch_size` is less than 1.
+        """
         batch_size = self.batch_size
         if self.unlabeled_batch_size is not None:
             batch_size = self.unlabeled_batch_size
+            if batch_size < 1:
+                raise WrongUse(
+                    f"got {batch_size} as unlabeled_batch_size of {type(self).__name__}; expected 1 or more; to train "
+                    "without unlabeled images, choose nnUNetTrainer"
+                )
             if self.is_ddp:
                 batch_size = max(1, batch_size // dist.get_world_size())
         if batch_size == 1 and getattr(self, "cutmix_p", 0) > 0:
