@@ -99,7 +99,7 @@ def predict_landmarks(
             found = predictor.predict(files)
         except UserError as error:
             raise UserError(f"{files[0]}: {error}") from error
-        except torch.OutOfMemoryError as error:
+        except torch.cuda.OutOfMemoryError as error:
             raise UserError(f"{files[0]} needs more GPU memory than is free; pass -device cpu") from error
         except Exception as error:
             raise UserError(f"{files[0]} cannot be predicted ({_last_line(error)}); check the image") from error
