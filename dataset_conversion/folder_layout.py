@@ -70,7 +70,7 @@ def label_files(files: Source, folders: Folders) -> dict[str, Path]:
     assert folders.labels is not None
     together = folders.images is not None and folders.images.resolve() == folders.labels.resolve()
     masks = {} if together else files.files(folders.labels, ENDINGS, note_others=False)
-    return masks or files.files(folders.labels, (".json",), note_others=False)
+    return masks or files.files(folders.labels, (".json",), note_others=not together)
 
 
 def common_ending(files: Source, paths: Collection[Path]) -> str | None:

@@ -40,8 +40,8 @@ def plan(source: Path | str) -> Plan:
         return result.finish()
     names = _add_labeled(result, files, labeled, LABELED, "L")
     result.splits = k_folds(names)
-    unlabeled = files.find("train/unlabeled_data/images", "unlabeled_data/images")
-    for stem, image in sorted(files.files(unlabeled, (".png",)).items()) if unlabeled else ():
+    unlabeled = files.find("train/unlabeled_data", "unlabeled_data")
+    for stem, image in sorted(files.files(unlabeled / "images", (".png",)).items()) if unlabeled else ():
         result.add(UNLABELED, case_name(stem, "U"), [image], Picture())
     validation = files.find("val/labeled_data", "val")
     if validation is not None:

@@ -49,12 +49,15 @@ class Source:
     def files(self, folder: Path, endings: Sequence[str], note_others: bool = True) -> dict[str, Path]:
         """The files of a folder by their name without the ending; upper and lower case of the ending are the same.
 
-        Hidden files and folders are passed over, and files with other endings may be noted. A file that is empty, is no
-        file, leads out of the source or has the name of another one is a problem and left out.
+        Hidden files and folders are passed over, and files with other endings and folders may be noted. A file that is
+        empty, is no file, leads out of the source or has the name of another one is a problem and left out; so are
+        folders in the place of the files.
         """
         found: dict[str, Path] = {}
         others = []
-        for path in self._entries(folder):
+        entries = self._entries(folder)
+        folders = [path.name for path in entries if path.is_dir()] if note_others else []
+        for path in (path for path in entries if not path.is_dir()):
             ending = ending_of(path.name, endings)
             if ending is None:
                 others.append(path.name)
@@ -67,6 +70,11 @@ class Source:
             kinds = ", ".join(endings)
             count = f"{len(others)} in {folder.name}"
             self.notes.append(f"left out, because not ending in {kinds}: {count}: {name_some(others)}")
+        if folders and not found:
+            reason = f"no file ending in {', '.join(endings)}, but the folders {name_some(folders)}"
+            self.problems.append(Problem(folder, reason, "the files themselves; move them up into it"))
+        elif folders and folder != self.root:  # below that one lies all that is wanted
+            self.notes.append(f"left out, because in folders below {folder.name}: what is in {name_some(folders)}")
         return found
 
     def _entries(self, folder: Path) -> list[Path]:
@@ -77,7 +85,7 @@ class Source:
         except OSError as error:
             self.problems.append(Problem(folder, f"{error.strerror}", "a folder that can be read"))
             return []
-        return [e for e in entries if not (e.name.startswith(".") or e.name.lower() in JUNK or e.is_dir())]
+        return [entry for entry in entries if not (entry.name.startswith(".") or entry.name.lower() in JUNK)]
 
     def holds(self, path: Path) -> bool:
         """Whether a file of this name is there; one that is no file, or leads out of the source, is a problem."""

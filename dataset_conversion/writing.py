@@ -67,7 +67,7 @@ class Conversion:
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        counts = ", ".join(f"{count} {what}" for what, count in self.counts.items() if count)
+        counts = ", ".join(f"{count} {what}" for what, count in self.counts.items())
         would = " would hold" if self.files else ":"
         lines = [f"{source} → {target}" for source, target in self.files]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes), f"{self.folder}{would} {counts} cases"])

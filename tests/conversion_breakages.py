@@ -18,6 +18,7 @@ from conversion_breaking import (
     cut,
     edit_points,
     first_point,
+    into_subfolder,
     link_out,
     outlined,
     picture_with,
@@ -125,6 +126,10 @@ BROKEN: dict[tuple[str, str], tuple[Callable[[Path], Any], tuple[str, ...]]] = {
         picture_with("train/unlabeled_data/images/牛.png", random_image(0, ROWS, COLUMNS, 3)),
         ("牛.png", "a name without ASCII letters or digits"),
     ),
+    ("fugc2025", "unlabeled images in another folder"): (
+        lambda r: (r / "train/unlabeled_data/images").rename(r / "train/unlabeled_data/imgs"),
+        ("train/unlabeled_data/images", "No such file or directory"),
+    ),
     ("flare22", "a missing label"): (lambda r: (r / ORGANS).unlink(), (CT, "no label for it")),
     ("flare22", "a label of another size"): (
         volume_with(ORGANS, blob((6, 8, 8), 13)),
@@ -171,6 +176,10 @@ BROKEN: dict[tuple[str, str], tuple[Callable[[Path], Any], tuple[str, ...]]] = {
         (CT, "2 values per voxel"),
     ),
     ("flare22", "axes that are not at right angles"): (skewed, (CT, "cannot be read")),
+    ("flare22", "unlabeled images a folder too deep"): (
+        into_subfolder("Training/FLARE22_UnlabeledCase1-1000"),
+        ("FLARE22_UnlabeledCase1-1000", "but the folders sub", "move them up into it"),
+    ),
     ("flare22", "another layout"): (lambda r: (r / FLARE).rename(r / "Training/Cases"), ("labeled_image",)),
     ("aicup-stas", "a missing annotation"): (
         lambda r: (r / STAS / "Train_Annotations/00000001.json").unlink(),
@@ -277,6 +286,12 @@ BROKEN: dict[tuple[str, str], tuple[Callable[[Path], Any], tuple[str, ...]]] = {
     ("folder", "no labels at all"): (
         lambda r: (r / "labels").rename(r / "elsewhere"),
         ("images/a0.png", "no label for it"),
+    ),
+    ("folder", "images a folder too deep"): (into_subfolder("images"), ("images: got", "but the folders sub")),
+    ("folder", "labels a folder too deep"): (into_subfolder("labels"), ("labels: got", "but the folders sub")),
+    ("folder", "unlabeled images a folder too deep"): (
+        into_subfolder("unlabeled"),
+        ("unlabeled: got", "but the folders sub", "move them up into it"),
     ),
     ("folder", "nothing"): (
         lambda r: [(r / n).rename(r.parent / n) for n in ("images", "labels", "unlabeled")],

@@ -57,6 +57,18 @@ def link_out(root: Path, name: str) -> None:
     (root / name).symlink_to(outside)
 
 
+def into_subfolder(name: str) -> Callable[[Path], None]:
+    """Moves the files of a folder into a folder below it."""
+
+    def move(root: Path) -> None:
+        files = list((root / name).iterdir())
+        (root / name / "sub").mkdir()
+        for path in files:
+            path.rename(root / name / "sub" / path.name)
+
+    return move
+
+
 def volume_with(name: str, values: np.ndarray, **geometry: Any) -> Callable[[Path], None]:
     return lambda root: write_volume(root / name, values, **geometry) and None
 

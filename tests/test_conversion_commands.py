@@ -43,7 +43,7 @@ def test_convert_prints_what_was_made_and_what_comes_next(tmp_path: Path, capsys
     arguments = ["convert", "fugc2025", str(source), "--id", "25", "--name", "Cervix", "-np", "1", "--no-verify"]
     assert main(arguments) == 0
     out, err = capsys.readouterr()
-    assert out == f"{raw() / 'Dataset025_Cervix'}: 5 labeled, 3 unlabeled cases\n"
+    assert out == f"{raw() / 'Dataset025_Cervix'}: 5 labeled, 3 unlabeled, 0 test cases\n"
     assert err.splitlines()[-1] == "next: nnUNetv2_plan_and_preprocess -d 25"
     assert main([*arguments, "--overwrite", "--link", "-q"]) == 0
     out, err = capsys.readouterr()

@@ -247,6 +247,15 @@ def test_other_files_are_noted_and_hidden_ones_passed_over(tmp_path: Path) -> No
     assert [note.rpartition(": ")[2] for note in convert(source).notes] == ["readme.txt"]
 
 
+def test_folders_beside_the_files_are_noted(tmp_path: Path) -> None:
+    source = make(tmp_path / "source")
+    for name in ("p0/b0", ".hidden/b1"):
+        write_png(source / f"unlabeled/{name}.png", random_image(0, *GREY))
+    done = convert(source)
+    assert done.notes == ["left out, because in folders below unlabeled: what is in p0"]
+    assert done.counts["unlabeled"] == 2
+
+
 @pytest.mark.parametrize(
     ("stem", "expected"),
     [
