@@ -57,7 +57,7 @@ def perform(
 ) -> Report:
     """Writes the files of all steps into a folder, those excepted that an earlier run wrote from the same sources.
 
-    Files in it that no step makes are removed.
+    Files and folders in it that no step makes are removed.
 
     Raises:
         UserError: a process was killed.
@@ -68,8 +68,10 @@ def perform(
     todo = [step for step in steps if keys[step.files[0][1]] not in done or not _is_there(step, folder)]
     if len(todo) < len(steps):
         log(f"going on: {len(steps) - len(todo)} of {len(steps)} cases were done before")
-    _remove_others(folder, {target for step in steps for _, target in step.files})
-    for name in {target.partition("/")[0] for step in steps for _, target in step.files}:
+    targets = {target for step in steps for _, target in step.files}
+    names = {target.partition("/")[0] for target in targets}
+    _remove_others(folder, targets, names)
+    for name in names:
         (folder / name).mkdir(exist_ok=True)
     with (folder / JOURNAL).open("a", encoding="ascii") as journal:
 
@@ -174,8 +176,11 @@ def _is_there(step: Step, folder: Path) -> bool:
     return all((folder / target).exists() for _, target in step.files)
 
 
-def _remove_others(folder: Path, targets: set[str]) -> None:
-    """Removes what an earlier run with another plan wrote."""
+def _remove_others(folder: Path, targets: set[str], names: set[str]) -> None:
+    """Removes what an earlier run with another plan wrote: files that are no targets, folders that hold none."""
+    for path in folder.iterdir():
+        if path.is_dir() and path.name not in names:
+            shutil.rmtree(path)
     for path in sorted(folder.rglob("*/*")):
         if not path.is_dir() and path.relative_to(folder).as_posix() not in targets:
             path.unlink()

@@ -107,6 +107,7 @@ def write_dataset(plan: Plan, dataset_id: int | None, name: str, writing: Writin
         if report.problems:
             raise SourceProblems(plan.source, report.problems)
         write_json(folder / "dataset.json", plan.dataset_json)
+        (folder / "splits_final.json").unlink(missing_ok=True)  # of an interrupted run of another plan
         if plan.splits:
             write_json(folder / "splits_final.json", plan.splits)
         notes = [*plan.notes, *_placing_notes(report.placed, writing.link), *_stale_notes(target)]

@@ -142,6 +142,20 @@ def test_what_an_interrupted_run_of_another_source_left_is_not_taken_over(
     ]
 
 
+def test_folders_and_splits_that_the_source_has_no_more_are_removed(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(writing, "verify", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        convert(source, verify=True)
+    assert {"imagesUn", "splits_final.json"} <= set(os.listdir(raw() / HIDDEN))
+    done = convert(make_fugc(tmp_path / "small", labeled=1, unlabeled=0))
+    assert sorted(os.listdir(done.folder)) == ["dataset.json", "imagesTr", "labelsTr"]
+
+
 def test_a_second_process_does_not_interfere(source: Path) -> None:
     (raw() / HIDDEN).mkdir()
     with FileLock(raw() / HIDDEN / writing.LOCK), pytest.raises(UserError, match="another process is converting"):
