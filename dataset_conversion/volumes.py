@@ -38,7 +38,7 @@ def as_raster(image: sitk.Image) -> Raster:
 
 
 def read_volume(path: Path, dimensions: tuple[int, ...] = (2, 3)) -> sitk.Image:
-    """A complete image with one value per voxel.
+    """A complete image with one value per voxel and a finite grid.
 
     Raises:
         Unusable: it is none.
@@ -55,6 +55,9 @@ def read_volume(path: Path, dimensions: tuple[int, ...] = (2, 3)) -> sitk.Image:
         if reader.GetNumberOfComponents() != 1:
             found = f"{reader.GetNumberOfComponents()} values per voxel"
             raise Unusable(Problem(path, found, "one, with one file per channel"))
+        if not np.isfinite([*reader.GetSpacing(), *reader.GetOrigin(), *reader.GetDirection()]).all():
+            found = "a header with NaN or infinity in its spacing, origin or direction"
+            raise Unusable(Problem(path, found, "finite numbers; write the header again"))
         image = reader.Execute()
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()

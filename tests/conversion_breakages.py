@@ -25,6 +25,7 @@ from conversion_breaking import (
     point_at_the_data,
     skewed,
     volume_with,
+    without_origin,
 )
 from conversion_sources import (
     COLUMNS,
@@ -40,6 +41,7 @@ from conversion_sources import (
 )
 
 FUGC = "train/labeled_data"
+UNLABELED_CT = "Training/FLARE22_UnlabeledCase1-1000/Case_00001_0000.nii.gz"
 ORGANS = f"{FLARE}/labels/FLARE22_Tr_0001.nii.gz"
 
 
@@ -160,6 +162,10 @@ BROKEN: dict[tuple[str, str], tuple[Callable[[Path], Any], tuple[str, ...]]] = {
         (ORGANS, "the labels 0.5, 1.5, 2.5 and 4 more", "whole numbers"),
     ),
     ("flare22", "NaN in an image"): (volume_with(CT, NAN), (CT, "NaN or infinite")),
+    ("flare22", "NaN in the header of an unlabeled image"): (
+        without_origin(UNLABELED_CT),
+        (UNLABELED_CT, "a header with NaN or infinity in its spacing, origin or direction", "write the header again"),
+    ),
     ("flare22", "NaN in a label"): (volume_with(ORGANS, NAN), (ORGANS, "NaN or infinite")),
     ("flare22", "half a volume"): (lambda r: cut(r / CT), (CT, "a damaged file")),
     ("flare22", "a volume with a flipped bit"): (

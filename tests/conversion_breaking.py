@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -79,6 +80,18 @@ def picture_with(name: str, values: np.ndarray, **options: Any) -> Callable[[Pat
 
 def outlined(*shapes: dict[str, Any], **more: Any) -> Callable[[Path], None]:
     return lambda root: write_labelme(root / STAS / "Train_Annotations/00000000.json", list(shapes), **more) and None
+
+
+def without_origin(name: str) -> Callable[[Path], None]:
+    """Puts NaN into the header of a volume, in the place of where it lies."""
+
+    def spoil(root: Path) -> None:
+        data = bytearray(gzip.decompress((root / name).read_bytes()))
+        for first in (268, 292):  # qoffset_x, and the last number of srow_x
+            data[first : first + 4] = np.float32(np.nan).tobytes()
+        (root / name).write_bytes(gzip.compress(bytes(data)))
+
+    return spoil
 
 
 def skewed(root: Path) -> None:

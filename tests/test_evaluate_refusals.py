@@ -192,6 +192,16 @@ def test_a_nifti_with_an_impossible_spacing_is_named(folders, spacing):
         evaluate(*folders, metrics=("hd",))
 
 
+def test_a_nifti_with_nan_in_its_direction_is_named(folders):
+    for folder in folders:
+        path = folder / "case_1.nii.gz"
+        raw = bytearray(gzip.decompress(path.read_bytes()))
+        raw[280:284] = np.float32(math.nan).tobytes()  # srow_x
+        path.write_bytes(gzip.compress(bytes(raw)))
+    with pytest.raises(UserError, match=r"case_1\.nii\.gz has NaN in the direction of its header; expected"):
+        evaluate(*folders)
+
+
 def test_a_header_that_points_to_other_files_is_refused(tmp_path):
     path = write(tmp_path / "a.nrrd", volumes(0)["case_0"])
     head, _, voxels = path.read_bytes().partition(b"\n\n")

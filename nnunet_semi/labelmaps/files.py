@@ -172,6 +172,8 @@ def _guarded(path: Path, voxels: bool) -> tuple[NDArray[Any], Grid]:
         raise UserError(
             f"{path} states the spacing {grid.spacing}; expected mm above 0; write it again with the right one"
         )
+    if grid.directions and not any(np.isfinite(direction).all() for direction in grid.directions):
+        raise UserError(f"{path} has NaN in the direction of its header; expected finite numbers; write it again")
     return data, grid
 
 
