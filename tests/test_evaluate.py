@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from label_map_folders import folders as folders
 from nnunet_semi import pool
 from nnunet_semi.cli import main
 from nnunet_semi.errors import UserError
+from nnunet_semi.evaluation import result
 from nnunet_semi.evaluation.run import evaluate
 from nnunet_semi.evaluation.surface import surface_distances
 
@@ -205,6 +207,26 @@ def test_the_command_prints_a_table(folders, capsys):
     statistic = evaluate(*folders).statistics["Dice"][1]
     assert lines[1].startswith("1 liver") and f"{statistic.mean:.4f}" in lines[1]
     assert lines[4].startswith("mean of classes") and lines[6].startswith("ASSD in mm")
+
+
+@pytest.mark.parametrize("more", [[], ["--compare", "{reference}"], ["--landmarks"]])
+def test_a_folder_that_cannot_be_written_into_is_told_before_the_work(folders, tmp_path, capsys, monkeypatch, more):
+    monkeypatch.setattr(result, "TemporaryFile", full_disk)
+    more = [word.format(reference=folders[0]) for word in more]
+    assert main(["evaluate", *map(str, folders), *more, "-o", str(tmp_path / "out"), "-q"]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and f"{tmp_path / 'out'}: No space left on device; make sure that there is free space" in err
+
+
+def test_the_command_prints_what_it_cannot_write(folders, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(result, "write_json", full_disk)
+    assert main(["evaluate", *map(str, folders), "-o", str(tmp_path / "out"), "-q"]) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith("Dice ") and f"{tmp_path / 'out'}: No space left on device; make sure that" in err
+
+
+def full_disk(*arguments, **options):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_the_command_refuses_what_a_challenge_decides_itself(folders, capsys):

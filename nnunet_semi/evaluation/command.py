@@ -6,10 +6,16 @@ import json
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nnunet_semi.arguments import above_zero, add_json, add_output, add_processes, at_least, some_of
 from nnunet_semi.errors import WrongUse
 from nnunet_semi.evaluation import CHALLENGE_NAMES, METRICS
+
+if TYPE_CHECKING:
+    from nnunet_semi.evaluation.comparison import Comparison
+    from nnunet_semi.evaluation.landmarks import LandmarkEvaluation
+    from nnunet_semi.evaluation.result import Evaluation
 
 
 def label(text: str) -> int | tuple[int, ...]:
@@ -63,41 +69,37 @@ def run(args: Namespace) -> int:
 
 def _run_landmarks(args: Namespace) -> int:
     from nnunet_semi.evaluation.landmarks import evaluate_landmarks
-    from nnunet_semi.evaluation.result import without_nan
 
     asked = "--landmarks" if args.landmarks else f"--challenge {args.challenge}"
     own = {"--compare": args.compare, "-l": args.labels, "--runtime": args.runtime}
     _refuse(asked, own | {"--metrics": args.metrics, "--tolerance": args.tolerance})
+    _refuse_output(args)
     found = evaluate_landmarks(
         args.reference,
         args.prediction,
         challenge=args.challenge,
-        output=args.output,
         overwrite=args.overwrite,
         chill=args.chill,
         pictures=args.pictures,
         images=args.images,
         progress=not args.quiet,
     )
-    print(json.dumps(without_nan(found.as_tree()), indent=2) if args.json else found.as_text())
-    return 0
+    return _finish(found, args)
 
 
 def _run_label_maps(args: Namespace) -> int:
-    from nnunet_semi.evaluation.comparison import Comparison, evaluate_and_compare
-    from nnunet_semi.evaluation.result import Evaluation, without_nan
+    from nnunet_semi.evaluation.comparison import evaluate_and_compare
     from nnunet_semi.evaluation.run import evaluate
 
     if args.challenge:
         _refuse(f"--challenge {args.challenge}", {"--metrics": args.metrics, "--tolerance": args.tolerance})
+    _refuse_output(args)
     metrics = args.metrics or ("dice",)
     options = {
         "challenge": args.challenge,
         "labels": args.labels,
         "tolerance": args.tolerance or 2.0,
         "milliseconds": args.runtime,
-        "output": args.output,
-        "overwrite": args.overwrite,
         "chill": args.chill,
         "num_processes": args.processes,
         "progress": not args.quiet,
@@ -107,7 +109,25 @@ def _run_label_maps(args: Namespace) -> int:
         found = evaluate_and_compare(args.reference, [args.prediction, *args.compare], metrics, **options)
     else:
         found = evaluate(args.reference, args.prediction, metrics, **options)
-    print(json.dumps(without_nan(found.as_tree()), indent=2) if args.json else found.as_text())
+    return _finish(found, args)
+
+
+def _refuse_output(args: Namespace) -> None:
+    """Raises `UserError` before the work where its results could not be written."""
+    from nnunet_semi.evaluation.result import output_files
+
+    name, table = ("comparison.json", "comparison.csv") if args.compare else ("summary.json", "cases.csv")
+    if args.output is not None:
+        output_files(args.output, name, table, args.overwrite)
+
+
+def _finish(found: Comparison | Evaluation | LandmarkEvaluation, args: Namespace) -> int:
+    """Prints the result, and then writes it, so that it is not lost where it cannot be written."""
+    from nnunet_semi.evaluation.result import without_nan
+
+    print(json.dumps(without_nan(found.as_tree()), indent=2) if args.json else found.as_text(), flush=True)
+    if args.output is not None:
+        found.write(args.output, args.overwrite)
     return 0
 
 

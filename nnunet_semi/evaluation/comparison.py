@@ -12,10 +12,9 @@ from typing import Any
 from nnunet_semi import __version__
 from nnunet_semi.errors import UserError, WrongUse
 from nnunet_semi.evaluation.overlap import Label
-from nnunet_semi.evaluation.result import Evaluation, as_columns, number, output_files, title, write_text
+from nnunet_semi.evaluation.result import Evaluation, as_columns, number, output_files, title, write_files
 from nnunet_semi.evaluation.run import evaluate, publish
 from nnunet_semi.evaluation.statistics import Difference, compare
-from nnunet_semi.storage import write_json
 
 MEAN = "mean of classes"
 
@@ -70,10 +69,8 @@ class Comparison:
 
     def write(self, output: Path, overwrite: bool = False) -> list[Path]:
         """Writes comparison.json and comparison.csv; see `output_files`."""
-        tree, table = output_files(output, "comparison.json", "comparison.csv", overwrite)
-        write_json(tree, self.as_tree())
-        write_text(table, self.as_csv())
-        return [tree, table]
+        files = output_files(output, "comparison.json", "comparison.csv", overwrite)
+        return write_files(files, self.as_tree(), self.as_csv())
 
     def as_text(self) -> str:
         """A block of lines for each metric, with what challenges publish and what is worth a note."""

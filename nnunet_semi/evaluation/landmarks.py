@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from nnunet_semi import __version__
 from nnunet_semi.errors import UserError, WrongUse
 from nnunet_semi.evaluation.landmark_cases import LandmarkCase, read_cases, read_cl_detection
-from nnunet_semi.evaluation.result import as_columns, output_files, without_nan, write_text
+from nnunet_semi.evaluation.result import as_columns, output_files, without_nan, write_files
 from nnunet_semi.evaluation.statistics import Statistic, summarise, summarise_mean_of_classes, summarise_pooled
-from nnunet_semi.storage import write_json
 
 LIMITS = (2.0, 2.5, 3.0, 4.0)  # mm, those of the cephalometric challenges since 2014
 CL_DETECTION = "cl-detection2023"
@@ -128,12 +127,10 @@ class LandmarkEvaluation:
         Raises:
             UserError: see `output_files`.
         """
-        summary, table = output_files(output, "summary.json", "cases.csv", overwrite)
         tree = self.as_tree()
         tree["nnunet_semi"] |= further or {}
-        write_json(summary, without_nan(tree))
-        write_text(table, self.as_csv())
-        return [summary, table]
+        files = output_files(output, "summary.json", "cases.csv", overwrite)
+        return write_files(files, without_nan(tree), self.as_csv())
 
     def as_text(self) -> str:
         """A row for each landmark, and what is worth a note."""

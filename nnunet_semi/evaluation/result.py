@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -117,10 +119,7 @@ class Evaluation:
 
     def write(self, output: Path, overwrite: bool = False) -> list[Path]:
         """Writes summary.json and cases.csv; see `output_files`."""
-        summary, table = output_files(output, "summary.json", "cases.csv", overwrite)
-        write_json(summary, self.as_tree())
-        write_text(table, self.as_csv())
-        return [summary, table]
+        return write_files(output_files(output, "summary.json", "cases.csv", overwrite), self.as_tree(), self.as_csv())
 
     # --- text ---
 
@@ -182,7 +181,7 @@ def output_files(output: Path, json_name: str, csv_name: str, overwrite: bool) -
     """The JSON file and the CSV file to write: into a folder, which is made, or as FILE.json and FILE.csv.
 
     Raises:
-        UserError: one of them exists and may not be replaced, or the folder cannot be made.
+        UserError: one of them exists and may not be replaced, or the folder cannot be made or written into.
     """
     if output.suffix == ".json":
         files = output, output.with_suffix(".csv")
@@ -191,19 +190,36 @@ def output_files(output: Path, json_name: str, csv_name: str, overwrite: bool) -
     there = [str(file) for file in files if file.exists()]
     if there and not overwrite:
         raise UserError(f"{' and '.join(there)} exists; choose another -o, or pass --overwrite to replace it")
-    try:
-        files[0].parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"the folder {files[0].parent} cannot be made ({cause_of(error)}); choose another -o"
-        ) from error
+    with _telling(files[0].parent) as folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
     return files
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+def write_files(files: tuple[Path, Path], tree: Any, table: str) -> list[Path]:
+    """Writes a tree as JSON and a table as CSV, each atomically; gives their paths.
+
+    Raises:
+        UserError: one of them cannot be written.
+    """
+    with _telling(files[0].parent):
+        write_json(files[0], tree)
+        with atomic_path(files[1]) as temporary:
+            temporary.write_text(table, encoding="utf-8")
+    return list(files)
+
+
+@contextmanager
+def _telling(folder: Path) -> Iterator[Path]:
+    """Tells in a sentence why nothing can be written into a folder."""
+    try:
+        yield folder
+    except OSError as error:
+        raise UserError(
+            f"{folder}: {cause_of(error)}; make sure that there is free space and that you may write into it, or "
+            "choose another -o"
+        ) from error
 
 
 def _mean(values: NDArray[np.float64]) -> float:
