@@ -59,8 +59,9 @@ class Reorientation:
         except Exception as error:
             found = f"a geometry that cannot be understood ({error})"
             raise Unusable(Problem(path, found, "one that `nnunet_semi convert` wrote")) from error
-        if Path(geometry.file).name != geometry.file or geometry.file.startswith("."):
-            raise Unusable(Problem(path, f"the file name {geometry.file!r}", "a name without folders"))
+        file = str(geometry.file)
+        if Path(file).name != file or file.startswith(".") or not file.endswith(".nii.gz"):
+            raise Unusable(Problem(path, f"the file name {file!r}", "a name without folders that ends in .nii.gz"))
         return geometry
 
     def back(self, values: np.ndarray) -> np.ndarray:

@@ -159,7 +159,8 @@ def spoil(what: str, folder: Path, predictions: Path) -> None:
     elif what == "no JSON":
         sidecar.write_text("{}")
     else:
-        sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"file": "../../escaped.nii.gz"}))
+        file = {"path": "../../escaped.nii.gz", "ending": "escaped.txt", "number": 5}[what]
+        sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"file": file}))
 
 
 @pytest.mark.parametrize(
@@ -171,6 +172,8 @@ def spoil(what: str, folder: Path, predictions: Path) -> None:
         ("name", "a case that Dataset022_FLARE22 does not have"),
         ("no JSON", "a geometry that cannot be understood"),
         ("path", "the file name '../../escaped.nii.gz'; expected a name without folders"),
+        ("ending", "the file name 'escaped.txt'; expected a name without folders that ends in .nii.gz"),
+        ("number", "the file name '5'; expected a name"),
     ],
 )
 def test_one_bad_prediction_keeps_all_from_being_restored(what: str, said: str, tmp_path: Path) -> None:
