@@ -62,7 +62,7 @@ def read_points(
     for position, item in enumerate(items, 1):
         try:
             entry = _entry(item, size, scaled)
-        except (ValueError, KeyError, TypeError, OverflowError) as error:
+        except (ValueError, KeyError) as error:
             reason = f"without {error}" if isinstance(error, KeyError) else f"with {error}"
             problems.append(Problem(path, f"point {position} {reason}", "name, point [x, y, image] and scale"))
         else:
@@ -113,15 +113,18 @@ def points_as_json(images: Sequence[Sequence[tuple[float, float] | None]]) -> di
 
 
 def _entry(item: Any, size: tuple[int, ...] | None, scaled: bool) -> _Entry:
-    """One item of the list; raises ValueError, KeyError or TypeError with what is wrong about it."""
-    name = str(item["name"]).strip()
+    """One item of the list; raises ValueError with what is wrong about it, or KeyError with what it lacks."""
+    try:
+        name = str(item["name"]).strip()
+        x, y, image = (float(value) for value in item["point"])
+        scale = float(item["scale"]) if scaled else 0.0
+    except (ValueError, TypeError, OverflowError):
+        raise ValueError(f"the entry {repr(item)[:200]}") from None
     if name not in NAMES:
         raise ValueError(f"the name {name!r}, not 1 to {len(NAMES)}")
-    x, y, image = (float(value) for value in item["point"])
-    scale = float(item["scale"]) if scaled else 0.0
     if scaled and not (math.isfinite(scale) and scale > 0):
         raise ValueError(f"the scale {item['scale']!r}")
-    if image != int(image) or image < 1 or (size and image > size[2]):
+    if not image.is_integer() or image < 1 or (size and image > size[2]):
         raise ValueError(f"the image {image:g}" + (f" of {size[2]}" if size else ""))
     if size and not (-0.5 <= x < size[0] - 0.5 and -0.5 <= y < size[1] - 0.5):
         raise ValueError(f"the position ({x:g}, {y:g}) outside of {size[0]} × {size[1]} pixels")

@@ -313,7 +313,9 @@ def test_points_that_a_prediction_lacks_are_missed_and_images_that_it_lacks_are_
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"point": ["a", 1, 1]}, "could not convert"),
+        ({"point": ["a", 1, 1]}, "point 1 with the entry {'name': '1', 'point': ['a', 1, 1]"),
+        ({"point": [1, 1]}, "point 1 with the entry {'name': '1', 'point': [1, 1]"),
+        ({"point": [1, 1, math.inf]}, "the image inf"),
         ({"point": [math.nan, 1, 1]}, "position (nan, 1)"),
         ({"point": [1, 1, 0]}, "the image 0"),
         ({"name": "39"}, "the name '39'"),
