@@ -153,6 +153,8 @@ def test_a_single_case_has_a_mean_but_no_interval(tmp_path):
         write(tmp_path / folder / "a.json", [[1, 1], [2, 2], [3, 3]])
     found = evaluate_landmarks(tmp_path / "r" / "a.json", tmp_path / "p" / "a.json", progress=False)
     assert found.statistics["MRE"]["1"].mean == 0 and math.isnan(found.statistics["MRE"]["1"].low)
+    assert found.statistics["MRE"][MICRO].mean == 0
+    assert math.isnan(found.statistics["MRE"][MICRO].low) and math.isnan(found.statistics["MRE"][MICRO].high)
     assert "mean of landmarks (macro)" in found.as_text()
 
 

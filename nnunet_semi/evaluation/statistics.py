@@ -74,11 +74,15 @@ def summarise_mean_of_classes(values: Floats) -> Statistic:
 
 
 def summarise_pooled(values: Floats) -> Statistic:
-    """Of all values together, whatever class they belong to; the interval is still that of a bootstrap over cases."""
+    """Of all values together, whatever class they belong to.
+
+    The interval is still that of a bootstrap over cases, and so NaN where fewer than two have a value.
+    """
     known = ~np.isnan(values)
+    cases = int(known.any(axis=1).sum())
     low, high = interval(_resampled(np.nan_to_num(values).sum(axis=1)[:, None], known.sum(axis=1)[:, None]))
-    pooled = _statistic(values.ravel(), low[0], high[0])
-    return replace(pooled, cases=int(known.any(axis=1).sum()))
+    pooled = _statistic(values.ravel(), *(low[0], high[0]) if cases > 1 else (math.nan, math.nan))
+    return replace(pooled, cases=cases)
 
 
 def compare(first: Floats, second: Floats) -> list[Difference]:
