@@ -93,8 +93,8 @@ def test_a_dry_run_prints_the_commands_and_writes_nothing(
     assert found == [
         f"self-training in {root}/run: 2 round(s) after the first training",
         "# round 0: Dataset001_Tiny",
-        f"nnUNetv2_train 1 2d 0 -tr {long} -device cpu",
         "nnunet_semi preprocess -d 1 -c 2d",
+        f"nnUNetv2_train 1 2d 0 -tr {long} -device cpu",
         "# round 1: Dataset002_Tiny_2d_fold0_round1",
         f"nnunet_semi score -d 1 -c 2d -f 0 -tr {long} --by checkpoints -o {tables[0]} -device cpu",
         "nnunet_semi branch -d 1 --id 2 --name Tiny_2d_fold0_round1",

@@ -108,8 +108,8 @@ def at_once(root: Path) -> bool:
 
 ROUND = f"nnUNet_preprocessed/{DATASETS[1]}"
 KILLS: dict[str, Callable[[Path], bool]] = {
-    "round_0/train": in_epoch(0, 1),
     "round_0/preprocess": appeared(f"nnUNet_preprocessed/{BASE}/.{DATA}_unlabeled_tmp_*"),
+    "round_0/train": in_epoch(0, 1),
     "round_1/score": appeared("run/round_1/scores/part_*.jsonl"),
     "round_1/branch": at_once,
     "round_1/select": at_once,
@@ -141,7 +141,7 @@ def position(step: str) -> int:
     """The number of a step in the plan, from 1."""
     kinds = ["score", "branch", "select", "images", "predict", "cases", "train"]
     number, kind = step.removeprefix("round_").split("/")
-    return {"train": 1, "preprocess": 2}[kind] if number == "0" else 3 + 7 * (int(number) - 1) + kinds.index(kind)
+    return {"preprocess": 1, "train": 2}[kind] if number == "0" else 3 + 7 * (int(number) - 1) + kinds.index(kind)
 
 
 @pytest.fixture(scope="module")

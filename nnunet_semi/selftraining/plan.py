@@ -131,7 +131,7 @@ def short_name(run: RunFolder, number: int) -> str:
 def all_steps(run: RunFolder, device: str | None) -> list[Step]:
     """The whole plan, in order."""
     trained = models(run)
-    steps = [_training(trained[0], device), _preprocessing(run)]
+    steps = [_preprocessing(run), _training(trained[0], device)]  # bad images are found before hours of training
     for before, model in zip(trained[:-1], trained[1:], strict=True):
         steps += _round(run, before, model, device)
     return steps
