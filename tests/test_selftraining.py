@@ -235,6 +235,26 @@ def test_a_persons_lists_reach_every_selection(own: Callable[..., Path], capsys:
         selftrain(1, "2d", device="cpu", dry_run=True, include=root / "bad.txt")
 
 
+def test_lists_that_a_first_training_on_unlabeled_images_would_not_obey_are_refused(
+    own: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = own()
+    selection = root / "nnUNet_preprocessed" / BASE / "unlabeled_final.json"
+    bad, good = root / "bad.txt", root / "good.txt"
+    bad.write_text("un_001\n")
+    good.write_text("un_000\nun_002\nun_003\n")
+    trainer = ["-tr", "nnUNetTrainerCPS", "--by", "networks"]
+    for option in (["--exclude", str(bad)], ["--include", str(good)]):
+        assert main(["selftrain", "-d", "1", "-c", "2d", "-device", "cpu", "--dry-run", *trainer, *option]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"also on 1 that {shlex.join(option)} leaves out (un_001); take them out of imagesUn" in line
+        assert f"run `nnunet_semi select -d 1 {shlex.join(option)}` first" in line
+        assert plan_of(root, capsys, *option)  # a supervised training sees labeled cases alone
+    selection.write_text(json.dumps({"selected": ["un_000", "un_002"]}))
+    notes = [line for line in plan_of(root, capsys, *trainer, "--exclude", str(bad)) if line.startswith("note: ")]
+    assert notes == [f"note: round 0 trains on the cases of {selection}, later rounds select anew"]
+
+
 def test_without_unlabeled_images_nothing_begins(own: Callable[..., Path]) -> None:
     root = own()
     shutil.rmtree(root / "nnUNet_raw" / BASE / "imagesUn")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from nnunet_semi.log import Log
 from nnunet_semi.selftraining.branch import HIGHEST, SPLITS, folds_of, refuse_taken
 from nnunet_semi.selftraining.folder import STATE
 from nnunet_semi.selftraining.settings import Settings
-from nnunet_semi.unlabeled.selection import SELECTION
+from nnunet_semi.unlabeled.selection import SELECTION, selected_cases
 
 LOCK = "selftrain.lock"
 IDS_LOCK = ".nnunet_semi_ids.lock"  # in nnUNet_raw, held while ids are chosen and reserved
@@ -55,16 +56,37 @@ def check(settings: Settings, plans: dict[str, Any], dataset_json: dict[str, Any
 
 
 def _check_lists(settings: Settings, unlabeled: Collection[str], report: Log) -> None:
-    """Refuses a list that the first selection would refuse, after hours; says that an earlier selection is not used."""
-    for path, log in ((settings.exclude, report), (settings.include, None)):
-        if path is not None:
-            listed_cases(Path(path), unlabeled, log)
+    """Refuses lists that the first selection would refuse, after hours, or that the first training cannot obey."""
+    excluded = set() if settings.exclude is None else {*listed_cases(Path(settings.exclude), unlabeled, report)}
+    if settings.include is not None:
+        excluded |= {*unlabeled} - {*listed_cases(Path(settings.include), unlabeled)}
     selection = raw.nnunet_folder(raw.PREPROCESSED) / settings.dataset / SELECTION
-    if selection.is_file() and settings.exclude is None and settings.include is None:
-        report(
-            f"note: {selection} is not used here, every round selects anew; cases that a person screened are left out "
-            "by --exclude FILE"
+    if not _uses_unlabeled(settings.trainers[0]):
+        if selection.is_file() and not settings.lists:
+            report(
+                f"note: {selection} is not used here, every round selects anew; cases that a person screened are left "
+                "out by --exclude FILE"
+            )
+        return
+    selected = selected_cases(selection)
+    if selected is not None:
+        report(f"note: round 0 trains on the cases of {selection}, later rounds select anew")
+    refused = sorted(excluded.intersection(unlabeled if selected is None else selected))
+    if refused:
+        command = ["nnunet_semi", "select", "-d", str(raw.dataset_id(settings.dataset)), *settings.lists]
+        raise WrongUse(
+            f"round 0 trains {settings.trainers[0]} on unlabeled images before any selection, also on {len(refused)} "
+            f"that {shlex.join(settings.lists)} leaves out ({raw.name_some(refused)}); take them out of imagesUn and "
+            f"pass no list, or, where they have scores, run `{shlex.join(command)}` first"
         )
+
+
+def _uses_unlabeled(name: str) -> bool:
+    from nnunet_semi.filtering.model import quiet
+    from nnunet_semi.stock import find_trainer_class
+
+    with quiet():
+        return "nnUNetTrainerSemi" in (base.__name__ for base in find_trainer_class(name).__mro__)
 
 
 def _refuse_trainers(settings: Settings) -> None:

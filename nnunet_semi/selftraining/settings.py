@@ -57,9 +57,13 @@ class Settings:
 
     def rules(self, number: int) -> list[str]:
         """The options of `nnunet_semi select` before round `number`, which counts from 1."""
+        return [*select_options(self.first if number == 1 else self.later), *self.lists]
+
+    @property
+    def lists(self) -> list[str]:
+        """A person's lists as options of `nnunet_semi select`."""
         lists = {"--exclude": self.exclude, "--include": self.include}
-        given = [word for flag, path in lists.items() if path is not None for word in (flag, path)]
-        return [*select_options(self.first if number == 1 else self.later), *given]
+        return [word for flag, path in lists.items() if path is not None for word in (flag, path)]
 
 
 def parse_rules(text: str) -> list[str]:
