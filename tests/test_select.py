@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from nnunet_semi.filtering.images import ImageSource
 from nnunet_semi.filtering.picture import draw_selection
 from nnunet_semi.filtering.rules import Rules, Selected, read_list
 from nnunet_semi.filtering.score import score_unlabeled
+from nnunet_semi.filtering.screen import screen_unlabeled
 from nnunet_semi.filtering.select import select_unlabeled
 from nnunet_semi.filtering.table import Row, newest_table, read_table, write_table
 from nnunet_semi.plugin_trainer import CHECKPOINT_KEY
@@ -281,6 +283,36 @@ def test_a_case_that_was_deleted_after_it_was_scored_is_left_out(scored: Path, d
     assert selection(scored)["left_out"] == {"un_002": "no longer in imagesUn"}
     assert (scored / "nnUNetPlans_2d_unlabeled" / "un_002.b2nd").is_file()
     assert unlabeled_cases(scored) == ["un_000", "un_001", "un_003"]
+
+
+def test_images_that_came_or_broke_after_the_scores_are_left_out_and_told(
+    scored: Path, deleted: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = scored.parents[1] / "nnUNet_raw" / "Dataset001_Tiny" / "imagesUn"
+    deleted("un_000")
+    added = [images / f"un_{name}_0000.png" for name in ("new", "bad")]
+    index = scored / "nnUNetPlans_2d_unlabeled.jsonl"
+    before = index.read_text()
+    try:
+        for path in added:
+            shutil.copy(images / "un_001_0000.png", path)
+        line = {"case": "un_bad", "sources": [], "settings": "", "shape": None, "error": "holds NaN"}
+        index.write_text(f"{before}{json.dumps(line)}\n")
+        capsys.readouterr()
+        summary = select_unlabeled(1, Rules(top=1.0))
+        screen_unlabeled(1, output=scored / "screen.html", num_processes=1, progress=False)
+    finally:
+        index.write_text(before)
+        for path in [*added, scored / "screen.html"]:
+            path.unlink(missing_ok=True)
+    assert selection(scored)["left_out"] == {
+        "un_000": "no longer in imagesUn",
+        "un_bad": "holds NaN",
+        "un_new": "not in the table of scores",
+    }
+    assert "3 of 5 unlabeled cases" in str(summary)
+    note = "note: 1 unlabeled case(s) (un_new) have no score; run `nnunet_semi score` again"
+    assert capsys.readouterr().err.splitlines() == [note] * 2
 
 
 def test_a_name_is_not_taken_for_a_formula(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 from nnunet_semi import raw
 from nnunet_semi.errors import EnvironmentNotReady
 from nnunet_semi.filtering.table import PREDICTIONS, work_folder
+from nnunet_semi.unlabeled.index import UnlabeledIndex
 
 COLOURS = np.array(  # of the labels, from 1 on; Okabe and Ito's, which colour-blind people can tell apart
     [(230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167)],
@@ -81,22 +82,33 @@ class ImageSource:
         names = [name.lower() for name in raw.channel_names(dataset_json)]
         return cls(_folder(dataset, configuration), predictions, height / width, names in RED_GREEN_BLUE)
 
+    def unlabeled(self) -> list[str]:
+        """All unlabeled cases, sorted: those in imagesUn now; where raw images are elsewhere, those preprocessed.
+
+        Raises:
+            UserError: files in imagesUn are misnamed, or a case is labeled as well.
+        """
+        dataset = self.images.parent
+        with suppress(EnvironmentNotReady):
+            raw_dataset = raw.dataset_folder(raw.RAW, dataset.name)
+            return list(raw.unlabeled_cases(raw_dataset, raw.load_json(dataset / "dataset.json")))
+        return sorted(path.stem for path in self.images.glob("*.b2nd") if not path.stem.endswith("_seg"))
+
     def cases(self) -> list[str]:
-        """The unlabeled cases, sorted: all that are preprocessed, but those that were taken out of imagesUn since.
+        """The unlabeled cases that are preprocessed, sorted.
 
         Raises:
             EnvironmentNotReady: there is none.
             UserError: files in imagesUn are misnamed, or a case is labeled as well.
         """
-        found = sorted(path.stem for path in self.images.glob("*.b2nd") if not path.stem.endswith("_seg"))
-        dataset = self.images.parent
-        with suppress(EnvironmentNotReady):  # the raw images are elsewhere
-            raw_dataset = raw.dataset_folder(raw.RAW, dataset.name)
-            there = raw.unlabeled_cases(raw_dataset, raw.load_json(dataset / "dataset.json"))
-            found = [case for case in found if case in there]
+        found = [case for case in self.unlabeled() if (self.images / f"{case}.b2nd").is_file()]
         if not found:
             raise EnvironmentNotReady(f"{self.images} holds no case; run `nnunet_semi preprocess` first")
         return found
+
+    def bad(self) -> dict[str, str]:
+        """Case → reason of the images that preprocessing could not use, and that will get no score."""
+        return UnlabeledIndex.load(self.images.with_suffix(".jsonl")).bad
 
     def picture(self, case: str, size: int) -> Pixels:
         """A slice of a case, no larger than `size` in both directions, with the outlines of what is predicted.

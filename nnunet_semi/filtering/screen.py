@@ -16,8 +16,9 @@ from nnunet_semi.errors import UserError, WrongUse
 from nnunet_semi.filtering.images import ImageSource
 from nnunet_semi.filtering.page import Tile, page
 from nnunet_semi.filtering.parts import provenance_of
-from nnunet_semi.filtering.table import Row, current_rows, newest_table, read_table, require_dataset
+from nnunet_semi.filtering.table import Row, current_rows, newest_table, read_table, require_dataset, tell_unscored
 from nnunet_semi.fingerprint import fingerprint
+from nnunet_semi.log import Log, to_stderr
 from nnunet_semi.pool import for_each
 from nnunet_semi.storage import atomic_path
 
@@ -44,6 +45,7 @@ def screen_unlabeled(
     num_processes: int | None = None,
     overwrite: bool = False,
     progress: bool = True,
+    log: Log = to_stderr,
 ) -> ScreenSummary:
     """Writes the page: a thumbnail of every unlabeled case, with its score and the prediction's outline if there are.
 
@@ -51,6 +53,7 @@ def screen_unlabeled(
         table: of `nnunet_semi score`; None for the newest of the dataset, or images alone if there is none. Cases
             come by their score, the worst first.
         output: the HTML file; None for DATASET_screen.html in the working directory.
+        log: takes a sentence about cases that have no score, and are not on the page.
 
     Raises:
         WrongUse: the output is not named .html.
@@ -69,8 +72,10 @@ def screen_unlabeled(
         require_dataset(found, provenance, name)
         scored = read_table(found)
         source = ImageSource.of_table(name, found, provenance)
-        current = current_rows(found, scored, provenance, name, source.cases())
+        unlabeled, bad = source.unlabeled(), source.bad()
+        current = current_rows(found, scored, provenance, name, unlabeled)
         rows = {row.case: row for row in sorted(current, key=lambda row: (row.score, row.case))}
+        tell_unscored([case for case in unlabeled if case not in rows and case not in bad], log)
         cases = list(rows)
     pictures = dict(for_each(partial(thumbnail, source), cases, num_processes, "drawing", progress))
     notes = [

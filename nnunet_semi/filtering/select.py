@@ -13,7 +13,7 @@ from nnunet_semi.filtering.images import ImageSource
 from nnunet_semi.filtering.parts import provenance_of
 from nnunet_semi.filtering.picture import draw_selection
 from nnunet_semi.filtering.rules import Rules, Selected
-from nnunet_semi.filtering.table import current_rows, find_table, read_table, require_dataset
+from nnunet_semi.filtering.table import current_rows, find_table, read_table, require_dataset, tell_unscored
 from nnunet_semi.log import Log, to_stderr
 from nnunet_semi.storage import write_json
 from nnunet_semi.unlabeled.selection import SELECTION
@@ -21,16 +21,17 @@ from nnunet_semi.unlabeled.selection import SELECTION
 
 @dataclass(frozen=True)
 class SelectSummary:
-    """What `select` wrote; as text, a line."""
+    """What `select` wrote; as text, a line. `total` counts the unlabeled cases that there are."""
 
     path: Path
     picture: Path
     table: Path
     selected: Selected
+    total: int
 
     def __str__(self) -> str:
-        count, total = len(self.selected.cases), len(self.selected.cases) + len(self.selected.left_out)
-        return f"{self.path}: {count} of {total} unlabeled cases by {self.table}; picture: {self.picture}"
+        count = len(self.selected.cases)
+        return f"{self.path}: {count} of {self.total} unlabeled cases by {self.table}; picture: {self.picture}"
 
 
 def select_unlabeled(
@@ -63,11 +64,13 @@ def select_unlabeled(
     require_dataset(table, provenance, name)
     scored = read_table(table)
     source = ImageSource.of_table(name, table, provenance)
-    unlabeled = source.cases()
+    unlabeled, bad = source.unlabeled(), source.bad()
     rows = current_rows(table, scored, provenance, name, unlabeled)
     selected = rules(rows, log)
     gone = dict.fromkeys({row.case for row in scored} - {*unlabeled}, "no longer in imagesUn")
-    unscored = dict.fromkeys({*unlabeled} - {row.case for row in scored}, "not in the table of scores")
+    without = sorted({*unlabeled} - {row.case for row in scored})
+    tell_unscored([case for case in without if case not in bad], log)
+    unscored = {case: bad.get(case, "not in the table of scores") for case in without}
     selected = Selected(selected.cases, dict(sorted({**selected.left_out, **unscored, **gone}.items())))
     path = folder / SELECTION
     content = {
@@ -82,7 +85,7 @@ def select_unlabeled(
     picture = path.with_suffix(".png")
     draw_selection(picture, rows, selected, rules, source)
     write_json(path, content)  # last: whoever finds it finds all
-    return SelectSummary(path, picture, table, selected)
+    return SelectSummary(path, picture, table, selected, len(unlabeled))
 
 
 def _refuse_other(path: Path, content: dict[str, Any], overwrite: bool) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from nnunet_semi.branches import original_of
 from nnunet_semi.errors import EnvironmentNotReady, UserError
+from nnunet_semi.log import Log
 from nnunet_semi.raw import name_some
 from nnunet_semi.storage import atomic_path
 
@@ -189,3 +190,9 @@ def current_rows(
             f"({name_some(unknown)}); run `nnunet_semi score` again, or choose another table"
         )
     return current
+
+
+def tell_unscored(cases: Sequence[str], log: Log) -> None:
+    """Says which unlabeled cases have no score, as those whose images came later."""
+    if cases:
+        log(f"note: {len(cases)} unlabeled case(s) ({name_some(cases)}) have no score; run `nnunet_semi score` again")
