@@ -160,6 +160,10 @@ def test_a_table_reads_back_as_it_was_written(tmp_path: Path) -> None:
         ("case,score,complete\na,nan,yes\n", "is no table of scores"),
         ("case,score,complete\na,0.5,maybe\n", "is no table of scores"),
         ("case,score,complete\na,0.5,yes\na,0.6,yes\n", "holds a case twice"),
+        ("case,score,complete\na,0.5,yes,a note\n", r"table.csv .*got the row a,0.5,yes,a note\);"),
+        ("case,score,complete,components_b\na,0,5,yes,1\n", r"got the row a,0,5,yes,1\); .* with decimal points"),
+        ("case;score;complete\na;0.5;yes\n", r"got the row a;0.5;yes\); .* separated by commas"),
+        ("case,score,complete\na,0.5\n", r"got the row a,0.5\)"),
     ],
 )
 def test_damaged_tables_are_told(tmp_path: Path, content: str, said: str) -> None:

@@ -93,26 +93,34 @@ def read_table(path: Path) -> list[Row]:
     require_table(path)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets put a byte order mark in front
-            rows = [_parsed(record) for record in csv.DictReader(file)]
-    except (ValueError, KeyError, TypeError) as error:
+            records = [record for record in csv.reader(file) if record]
+        rows = [_parsed(records[0], record) for record in records[1:]]
+    except (ValueError, csv.Error) as error:
         raise UserError(
-            f"{path} is no table of scores ({type(error).__name__}: {error}); expected the columns {', '.join(FIRST)} "
-            "as `nnunet_semi score` writes them; make it again"
+            f"{path} is no table of scores ({error}); expected the columns {', '.join(FIRST)} and those of the classes "
+            "as `nnunet_semi score` writes them, separated by commas, with decimal points; make it again"
         ) from error
     if len({row.case for row in rows}) != len(rows) or not rows:
         raise UserError(f"{path} holds {'a case twice' if rows else 'no case'}; make it again with `nnunet_semi score`")
     return sorted(rows, key=lambda row: row.case)
 
 
-def _parsed(record: Mapping[str, str]) -> Row:
+def _parsed(columns: Sequence[str], values: Sequence[str]) -> Row:
+    try:
+        return _row(dict(zip(columns, values, strict=True)))
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"got the row {','.join(values)}") from error
+
+
+def _row(record: Mapping[str, str]) -> Row:
     names = [column.removeprefix("components_") for column in record if column.startswith("components_")]
     score = float(record["score"])
     if not 0 <= score <= 1 or record["complete"] not in ("yes", "no") or not record["case"]:
-        raise ValueError(f"got the row {', '.join(map(str, record.values()))}")
+        raise ValueError(record)
     scores = {name: float(record[f"score_{name}"]) if record[f"score_{name}"] else None for name in names}
     amounts = {name: float(record[f"volume_{name}"]) for name in names}
     if not all(math.isfinite(volume) for volume in amounts.values()):
-        raise ValueError(f"got the row {', '.join(record.values())}")
+        raise ValueError(record)
     counts = {name: int(record[f"components_{name}"]) for name in names}
     return Row(record["case"], score, record["complete"] == "yes", scores, amounts, counts)
 
