@@ -449,11 +449,12 @@ def test_select_and_screen_pass_their_flags(monkeypatch: pytest.MonkeyPatch) -> 
     screens = recorded(monkeypatch, "nnunet_semi.filtering.screen.screen_unlabeled")
     rules = ["--top", ".5", "--threshold", ".9", "--complete", "--max", "1000", "--components", "2"]
     lists = ["--exclude", "bad.txt", "--include", "good.txt"]
-    assert main(["select", "-d", "1", "--table", "t.csv", *rules, *lists, "--overwrite"]) == 0
+    assert main(["select", "-d", "1", "--table", "t.csv", *rules, *lists, "--overwrite", "-p", "Mine"]) == 0
     expected = Rules(0.5, 0.9, True, 2, Path("bad.txt"), Path("good.txt"), 1000)
-    assert selects == [(("1", expected, Path("t.csv"), True), {})]
-    assert main(["screen", "-d", "1", "--table", "t.csv", "-o", "s.html", "-np", "2", "-q"]) == 0
-    assert screens == [(("1", Path("t.csv"), Path("s.html"), 2), {"overwrite": False, "progress": False})]
+    assert selects == [(("1", expected, Path("t.csv"), True, "Mine"), {})]
+    assert main(["screen", "-d", "1", "--table", "t.csv", "-o", "s.html", "-np", "2", "-p", "Mine", "-q"]) == 0
+    options = {"overwrite": False, "progress": False, "plans": "Mine"}
+    assert screens == [(("1", Path("t.csv"), Path("s.html"), 2), options)]
 
 
 def test_the_estimators_of_the_verb_are_those_that_there_are() -> None:

@@ -19,8 +19,10 @@ from PIL import Image
 from nnunet_semi.errors import EnvironmentNotReady, UserError, WrongUse
 from nnunet_semi.filtering.images import COLOURS, ImageSource, outline
 from nnunet_semi.filtering.page import Tile, page
+from nnunet_semi.filtering.rules import Rules
 from nnunet_semi.filtering.score import score_unlabeled
 from nnunet_semi.filtering.screen import BYTES_PER_CASE, screen_unlabeled, thumbnail
+from nnunet_semi.filtering.select import select_unlabeled
 from nnunet_semi.filtering.table import read_table
 from scored_model import make_model
 
@@ -155,6 +157,23 @@ def test_without_a_table_it_shows_the_images(tiny_2d: Path, tmp_path: Path) -> N
     found = screen(tmp_path / "screen.html")
     assert found.cases() == [f"un_{number:03d}" for number in range(4)]
     assert "score" not in found.text.split("select --exclude")[1].split("const boxes")[0]
+
+
+def test_other_plans_can_be_chosen(tiny_2d: Path, tmp_path: Path) -> None:
+    """Where nnUNetPlans are missing, the advice is to choose others with -p."""
+    mine = tiny_2d.with_name("nnUNetResEncUNetMPlans.json")
+    tiny_2d.rename(mine)
+    table = tmp_path / "copied.csv"
+    table.write_text("case,score,complete\nun_000,0.5,yes\nun_001,0.4,yes\n")
+    try:
+        with pytest.raises(EnvironmentNotReady, match="there is nnUNetResEncUNetMPlans: choose with -p"):
+            screen(tmp_path / "screen.html")
+        assert len(screen(tmp_path / "screen.html", plans=mine.stem).cases()) == 4
+        assert select_unlabeled(1, Rules(top=0.5), table, plans=mine.stem).selected.cases == ["un_000"]
+    finally:
+        mine.rename(tiny_2d)
+        for path in tiny_2d.parent.glob("unlabeled_final.*"):
+            path.unlink()
 
 
 def test_the_page_needs_nothing_from_elsewhere(table: Path, tmp_path: Path) -> None:

@@ -45,17 +45,17 @@ class ImageSource:
     colour: bool = False
 
     @classmethod
-    def of_table(cls, dataset: str, table: Path, provenance: dict[str, Any]) -> ImageSource:
-        """The images that were scored, and their predictions; the images alone where no provenance is known."""
+    def of_table(cls, dataset: str, table: Path, provenance: dict[str, Any], plans: str) -> ImageSource:
+        """The images that were scored, and their predictions; those of the plans alone where no provenance is known."""
         if not provenance:
-            return cls.of_dataset(dataset)
-        plans, dataset_json = raw.load_plans(dataset, provenance["plans"])
-        configuration = raw.resolve_configuration(plans, provenance["configuration"])
+            return cls.of_dataset(dataset, plans)
+        content, dataset_json = raw.load_plans(dataset, provenance["plans"])
+        configuration = raw.resolve_configuration(content, provenance["configuration"])
         predictions = work_folder(table) / PREDICTIONS
         return cls._make(dataset, configuration, dataset_json, predictions if predictions.is_dir() else None)
 
     @classmethod
-    def of_dataset(cls, dataset: str, plans: str = "nnUNetPlans") -> ImageSource:
+    def of_dataset(cls, dataset: str, plans: str) -> ImageSource:
         """The unlabeled images that were preprocessed last, by any configuration of the plans.
 
         Raises:

@@ -45,6 +45,7 @@ def screen_unlabeled(
     num_processes: int | None = None,
     overwrite: bool = False,
     progress: bool = True,
+    plans: str = "nnUNetPlans",
     log: Log = to_stderr,
 ) -> ScreenSummary:
     """Writes the page: a thumbnail of every unlabeled case, with its score and the prediction's outline if there are.
@@ -53,6 +54,7 @@ def screen_unlabeled(
         table: of `nnunet_semi score`; None for the newest of the dataset, or images alone if there is none. Cases
             come by their score, the worst first.
         output: the HTML file; None for DATASET_screen.html in the working directory.
+        plans: whose images are shown; a table that `score` has written says so itself.
         log: takes a sentence about cases that have no score, and are not on the page.
 
     Raises:
@@ -65,13 +67,13 @@ def screen_unlabeled(
     found = newest_table(name) if table is None else Path(table).resolve()
     rows: dict[str, Row] = {}
     if found is None:
-        source = ImageSource.of_dataset(name)
+        source = ImageSource.of_dataset(name, plans)
         cases = source.cases()
     else:
         provenance = provenance_of(found)
         require_dataset(found, provenance, name)
         scored = read_table(found)
-        source = ImageSource.of_table(name, found, provenance)
+        source = ImageSource.of_table(name, found, provenance, plans)
         unlabeled, bad = source.unlabeled(), source.bad()
         current = current_rows(found, scored, provenance, name, unlabeled)
         rows = {row.case: row for row in sorted(current, key=lambda row: (row.score, row.case))}

@@ -39,6 +39,7 @@ def select_unlabeled(
     rules: Rules,
     table: Path | str | None = None,
     overwrite: bool = False,
+    plans: str = "nnUNetPlans",
     log: Log = to_stderr,
 ) -> SelectSummary:
     """Selects the unlabeled cases that all semi-supervised trainings of a dataset use from now on.
@@ -51,6 +52,7 @@ def select_unlabeled(
         rules: a case must pass all of them.
         table: of `nnunet_semi score`; None for the newest one of the dataset.
         overwrite: replace another selection.
+        plans: whose images are drawn; a table that `score` has written says so itself.
         log: takes sentences about what is going on.
 
     Raises:
@@ -63,7 +65,7 @@ def select_unlabeled(
     provenance = provenance_of(table)
     require_dataset(table, provenance, name)
     scored = read_table(table)
-    source = ImageSource.of_table(name, table, provenance)
+    source = ImageSource.of_table(name, table, provenance, plans)
     unlabeled, bad = source.unlabeled(), source.bad()
     rows = current_rows(table, scored, provenance, name, unlabeled)
     selected = rules(rows, log)

@@ -5,7 +5,16 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from nnunet_semi.arguments import add_dataset, add_device, add_model, add_output, add_processes, at_least, probability
+from nnunet_semi.arguments import (
+    add_dataset,
+    add_device,
+    add_model,
+    add_output,
+    add_plans,
+    add_processes,
+    at_least,
+    probability,
+)
 from nnunet_semi.verbs.verb import Verb
 
 ESTIMATORS = ("checkpoints", "networks", "entropy", "folds", "mirrors")
@@ -65,6 +74,7 @@ def _select_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--exclude", metavar="FILE", type=Path, help="not the cases in this list, one a line")
     parser.add_argument("--include", metavar="FILE", type=Path, help="no cases but those in this list")
     parser.add_argument("--overwrite", action="store_true", help="replace another selection")
+    add_plans(parser)
 
 
 def _add_table(parser: ArgumentParser) -> None:
@@ -79,7 +89,7 @@ def _select(args: Namespace) -> int:
 
     names = ("top", "threshold", "complete", "components", "exclude", "include", "max")
     rules = Rules(**{name: getattr(args, name) for name in names})
-    print(select_unlabeled(args.dataset, rules, args.table, args.overwrite))
+    print(select_unlabeled(args.dataset, rules, args.table, args.overwrite, args.plans))
     return 0
 
 
@@ -87,6 +97,7 @@ def _screen_arguments(parser: ArgumentParser) -> None:
     add_dataset(parser)
     _add_table(parser)
     add_output(parser, "FILE.html", "the page; default: DATASET_screen.html here")
+    add_plans(parser)
     add_processes(parser)
 
 
@@ -95,7 +106,13 @@ def _screen(args: Namespace) -> int:
 
     print(
         screen_unlabeled(
-            args.dataset, args.table, args.output, args.processes, overwrite=args.overwrite, progress=not args.quiet
+            args.dataset,
+            args.table,
+            args.output,
+            args.processes,
+            overwrite=args.overwrite,
+            progress=not args.quiet,
+            plans=args.plans,
         )
     )
     return 0
