@@ -76,7 +76,7 @@ def dataset_name(dataset: str | int) -> str:
 
     Raises:
         WrongUse: neither a name nor a number.
-        EnvironmentNotReady: no dataset, or several datasets, of this id in nnU-Net's folders.
+        EnvironmentNotReady: no dataset of this name or id, or several of this id, in nnU-Net's folders.
     """
     from nnunetv2.utilities import dataset_name_id_conversion as nnunet  # numpy: not at import time
 
@@ -87,7 +87,10 @@ def dataset_name(dataset: str | int) -> str:
             f"got dataset {dataset!r}; expected an id such as 7 or a name such as Dataset007_Heart"
         ) from None
     if number is None:
-        return nnunet.maybe_convert_to_dataset_name(str(dataset))
+        name, folders = str(dataset), [variable for variable in FOLDERS if os.environ.get(variable)]
+        if not any(os.path.isdir(os.path.join(os.environ[variable], name)) for variable in folders):
+            dataset_folder(folders[0] if folders else RAW, name)  # says what is wrong
+        return name
     found = [str(name) for name in nnunet.find_candidate_datasets(number)]
     if len(found) > 1:
         raise EnvironmentNotReady(

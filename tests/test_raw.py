@@ -97,6 +97,16 @@ def test_an_id_without_a_dataset_says_where_was_looked(folders: Path) -> None:
         raw.dataset_name(8)
 
 
+def test_a_mistyped_name_is_not_taken_for_a_dataset_to_plan(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`nnUNetv2_plan_and_preprocess -d 7` would plan the other one again."""
+    with pytest.raises(EnvironmentNotReady, match="Dataset007_Haert does not exist .*; did you mean Dataset007_Heart"):
+        raw.dataset_name("Dataset007_Haert")
+    for variable in raw.FOLDERS:
+        monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(EnvironmentNotReady, match="nnUNet_raw is not set"):
+        raw.dataset_name(DATASET)
+
+
 def test_an_id_of_two_datasets_names_both(folders: Path) -> None:
     (folders / "nnUNet_raw" / "Dataset007_Liver").mkdir()
     with pytest.raises(EnvironmentNotReady, match="Dataset007_Heart, Dataset007_Liver"):
