@@ -126,6 +126,15 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
         open_folder(tmp_path / "file", SMALL, overwrite=True)
 
 
+def test_a_gpu_that_is_not_there_is_told_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(EnvironmentNotReady, match="got -device cuda, but PyTorch sees no GPU"):
+        demo(tmp_path / "new", device="cuda")
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("wrong", [{"epochs": 0}, {"seed": -1}, {"labeled": 0}, {"device": "tpu"}])
 def test_impossible_settings_are_refused_before_anything_is_written(tmp_path: Path, wrong: dict) -> None:
     with pytest.raises(WrongUse, match=str(next(iter(wrong.values())))):

@@ -388,12 +388,15 @@ def test_a_case_whose_outputs_overflow_scores_nothing_and_the_others_go_on(
         ("entropy", {"num_parts": 2}, "expected both"),
         ("entropy", {"output": "table.txt"}, "ends in .csv"),
         ("entropy", {"trainer": "../other"}, "plain name"),
-        ("entropy", {"device": "cuda"}, "sees no GPU"),
+        ("entropy", {"device": "cuda"}, "got -device cuda, but PyTorch sees no GPU of that kind"),
+        ("entropy", {"device": "mps"}, "got -device mps, but PyTorch sees no GPU of that kind"),
     ],
 )
-def test_wrong_use(model: Path, table: Path, by: str, options: dict[str, Any], said: str) -> None:
-    if "device" in options and torch.cuda.is_available():
-        pytest.skip("there is a GPU here")
+def test_wrong_use(
+    model: Path, table: Path, by: str, options: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for backend in (torch.cuda, torch.backends.mps):
+        monkeypatch.setattr(backend, "is_available", lambda: False)
     with pytest.raises(EnvironmentNotReady if "device" in options else WrongUse, match=said):
         score(by, table, **options)
 

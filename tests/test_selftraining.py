@@ -263,6 +263,17 @@ def test_without_unlabeled_images_nothing_begins(own: Callable[..., Path]) -> No
     assert not any((root / "nnUNet_results").iterdir())
 
 
+def test_a_device_that_is_not_there_is_refused_before_anything_begins(
+    own: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = own()
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    with pytest.raises(EnvironmentNotReady, match="got -device mps, but PyTorch sees no GPU of that kind"):
+        selftrain(1, "2d", device="mps", folder=root / "run")
+    assert not (root / "run").exists()
+    assert selftrain(1, "2d", device="mps", folder=root / "run", dry_run=True) is None  # the plan for another machine
+
+
 def test_ids_of_other_datasets_are_refused_before_anything_is_trained(own: Callable[..., Path]) -> None:
     root = own()
     (root / "nnUNet_raw" / "Dataset008_Other").mkdir()

@@ -12,6 +12,7 @@ from pathlib import Path
 from nnunet_semi.demo.comparison import Scores, compare, summary
 from nnunet_semi.demo.folder import PICTURES, DemoFolder, Settings, open_folder
 from nnunet_semi.demo.steps import Step, all_steps
+from nnunet_semi.devices import usable_device
 from nnunet_semi.errors import WrongUse
 from nnunet_semi.raw import FOLDERS
 
@@ -76,7 +77,7 @@ def demo(
 
     Raises:
         WrongUse: a number below 1, another device, or a folder that holds something else than this demo.
-        EnvironmentNotReady: a command of nnU-Net is not installed.
+        EnvironmentNotReady: a command of nnU-Net is not installed, or PyTorch sees no GPU for "cuda".
         UserError: a command failed; the sentence names its log file.
     """
     settings = Settings(seed, epochs, iterations, width, labeled, unlabeled, test)
@@ -99,6 +100,7 @@ def demo(
 def _check(settings: Settings, device: str | None) -> None:
     if device not in (None, "cpu", "cuda"):
         raise WrongUse(f"got device {device!r}; expected 'cpu' or 'cuda', or none to have it chosen")
+    usable_device(device)
     for name, value in asdict(settings).items():
         least = 0 if name == "seed" else 1
         if value < least:

@@ -21,7 +21,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tqdm import tqdm
 
 from nnunet_semi import raw
-from nnunet_semi.errors import EnvironmentNotReady, WrongUse
+from nnunet_semi.devices import usable_device
+from nnunet_semi.errors import WrongUse
 from nnunet_semi.filtering.model import ESTIMATORS, FINAL, load_views, make_predictor, needed_files
 from nnunet_semi.filtering.parts import Parts
 from nnunet_semi.filtering.prediction import CaseScorer, store_prediction
@@ -212,9 +213,7 @@ def _scorer(
 
 def _device(name: str | None, log: Log) -> torch.device:
     """The device asked for, or cuda if there is one; under torchrun each process has a GPU of its own."""
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise EnvironmentNotReady("got -device cuda, but PyTorch sees no GPU; pass -device cpu")
+    name = usable_device(name)
     device = torch.device(name, int(os.environ.get("LOCAL_RANK", 0))) if name == "cuda" else torch.device(name)
     log(f"predicting on {device}")
     return device

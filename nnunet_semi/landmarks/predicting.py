@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from nnunet_semi import landmark_files
 from nnunet_semi.cephalograms import read_cephalogram, stack_header
-from nnunet_semi.errors import EnvironmentNotReady, UserError, WrongUse, cause_of
+from nnunet_semi.devices import usable_device
+from nnunet_semi.errors import UserError, WrongUse, cause_of
 from nnunet_semi.landmarks.prediction import DETAILS, LandmarkPredictor
 from nnunet_semi.orthodontics import NAMES, points_as_json
 from nnunet_semi.raw import CHANNEL, channel_names, name_some
@@ -84,11 +85,11 @@ def predict_landmarks(
     model = find_model(dataset, configuration, trainer, plans, folds, checkpoint)
     if challenge:
         stack, target = _stack(source), _challenge_file(output, overwrite)
-        predictor = LandmarkPredictor(model, _device(device), mirroring, 0.0)
+        predictor = LandmarkPredictor(model, torch.device(usable_device(device)), mirroring, 0.0)
         return _predict_stack(predictor, stack, target, progress), predictor.uncalibrated_because
     if not source.is_dir():
         raise UserError(f"{source} is not a folder; give -i the folder of the images")
-    predictor = LandmarkPredictor(model, _device(device), mirroring, threshold)
+    predictor = LandmarkPredictor(model, torch.device(usable_device(device)), mirroring, threshold)
     cases = input_cases(source, predictor.dataset_json)
     _prepare(output, cases, overwrite, resume)
     for case, files in tqdm(cases.items(), "predict_landmarks", disable=None if progress else True):
@@ -154,13 +155,6 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"the folder {folder} cannot be made ({cause_of(error)}); choose another -o") from error
-
-
-def _device(asked_for: str | None) -> torch.device:
-    name = asked_for or ("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise EnvironmentNotReady("got -device cuda, but PyTorch sees no GPU; pass -device cpu")
-    return torch.device(name)
 
 
 def _last_line(error: Exception) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from nnunet_semi import raw
 from nnunet_semi.demo.commands import run_command
 from nnunet_semi.demo.progress import TrainingProgress
+from nnunet_semi.devices import usable_device
 from nnunet_semi.errors import UserError
 from nnunet_semi.locks import locked
 from nnunet_semi.selftraining.branch import reserve
@@ -127,7 +128,7 @@ def selftrain(
 
     Raises:
         WrongUse: a setting that cannot mean anything, or another one than the folder was begun with.
-        EnvironmentNotReady: the dataset is not planned, or has no unlabeled images.
+        EnvironmentNotReady: the dataset is not planned, has no unlabeled images, or PyTorch cannot use the device.
         UserError: a command failed; the sentence names its log file.
     """
     name = raw.dataset_name(dataset)
@@ -158,6 +159,7 @@ def selftrain(
     if dry_run:
         _show_plan(run, all_steps(run, device), report)
         return None
+    usable_device(device)
     path.mkdir(parents=True, exist_ok=True)
     with locked(path / LOCK) as mine:
         if not mine:
