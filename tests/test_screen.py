@@ -192,6 +192,7 @@ def test_names_and_notes_are_escaped() -> None:
     assert found.cases() == [case]
     assert [image["alt"] for image in found.all("img")] == [case]
     [body] = found.all("body")
+    assert body["data-file"] == "screened.txt"  # as README.md and docs/ have it
     assert body["data-title"] == f"T {case}" and body["data-key"] == f"k {case}"
 
 

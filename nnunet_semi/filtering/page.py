@@ -84,7 +84,7 @@ def page(title: str, key: str, tiles: Iterable[Tile], notes: Sequence[str]) -> I
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n<style>{STYLE}</style></head>\n'
-        f'<body data-key="{escape(key)}" data-title="{escape(title)}" data-file="ticked_cases.txt">\n'
+        f'<body data-key="{escape(key)}" data-title="{escape(title)}" data-file="screened.txt">\n'
         f"<header><h1>{escape(title)}</h1>\n"
         '<p><button id="save" type="button">Save the list</button> <button id="clear" type="button">Clear</button> '
         f'<span id="count" role="status"></span></p></header>\n<section>{paragraphs}</section>\n<main>\n'

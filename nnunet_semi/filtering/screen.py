@@ -82,7 +82,7 @@ def screen_unlabeled(
     pictures = dict(for_each(partial(thumbnail, source), cases, num_processes, "drawing", progress))
     notes = [
         "Tick cases with a click, or with the arrow keys and the space bar, then save the list: nnunet_semi select "
-        "--exclude ticked_cases.txt leaves them out, --include ticked_cases.txt takes no others."
+        "--exclude screened.txt leaves them out, --include screened.txt takes no others."
     ]
     if found is not None:
         notes.append(f"Worst score first, by {found.name}. Outlines: what the model predicts.")
