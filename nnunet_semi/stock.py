@@ -16,6 +16,7 @@ from torch import nn
 
 from nnunet_semi.discovery import find_trainer
 from nnunet_semi.discovery.suggestions import hint
+from nnunet_semi.discovery.variants import NotAVariant, parse
 from nnunet_semi.errors import EnvironmentNotReady, UserError, cause_of
 
 INIT_ARGUMENTS = ("plans", "configuration", "fold", "dataset_json", "device")  # of nnUNetTrainer.__init__
@@ -51,8 +52,11 @@ def find_trainer_class(name: str) -> type[nnUNetTrainer]:
             return recursive_find_trainer_class_by_name(name)
         with contextlib.suppress(AttributeError):
             return find_trainer(name)
+    base = name
+    with contextlib.suppress(NotAVariant):
+        base = parse(name)[0][0]  # endings would outweigh what was mistyped
     raise EnvironmentNotReady(
-        f"the trainer {name} is not found; {hint(name)} One of your own is found through the environment variable "
+        f"the trainer {name} is not found; {hint(base)} One of your own is found through the environment variable "
         "nnUNet_extTrainer, which names the folder of its file"
     )
 

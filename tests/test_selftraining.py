@@ -194,6 +194,7 @@ def test_other_plans_and_configurations_are_named_in_every_command(
         (["--by", "mirrors", "-tr", "nnUNetTrainer_nomirror"], 2, "nnUNetTrainer_nomirror_1000epochs does not mirror"),
         (["-tr", "nnUNetTrainerHeatmap"], 2, "which finds landmarks; self-training is for label maps"),
         (["-tr", "nnUNetTrainerFoo"], 3, "the trainer nnUNetTrainerFoo_1000epochs is not found"),
+        (["-tr", "nnUNetTrainerCSP"], 3, "nnUNetTrainerCSP_1000epochs is not found; did you mean nnUNetTrainerCPS"),
         (["-chk", "best"], 2, "got -chk best; expected a name such as checkpoint_final.pth"),
     ],
 )
