@@ -11,6 +11,7 @@ from typing import Any
 
 from nnunet_semi.arguments import add_output, add_processes, at_least
 from nnunet_semi.errors import WrongUse
+from nnunet_semi.log import silent
 from nnunet_semi.raw import dataset_id
 from nnunet_semi.registry import DATASETS
 
@@ -86,17 +87,13 @@ def run_convert(args: Namespace) -> int:
         verify=not args.no_verify,
         num_processes=args.processes,
         progress=not args.quiet,
-        **({"log": _nothing} if args.quiet else {}),
+        **({"log": silent} if args.quiet else {}),
         **{option: value for option, value in typed.items() if value is not None and value is not False},
     )
     print(result)
     if result.counts["labeled"] and not (args.dry_run or args.quiet):
         print(f"next: nnUNetv2_plan_and_preprocess -d {dataset_id(result.folder.name)}", file=sys.stderr)
     return 0
-
-
-def _nothing(sentence: str) -> None:
-    """A log for those who want to hear results and errors only."""
 
 
 def add_restore_arguments(parser: ArgumentParser) -> None:

@@ -11,3 +11,7 @@ Log = Callable[[str], None]
 def to_stderr(sentence: str) -> None:
     """Prints a sentence at once."""
     print(sentence, file=sys.stderr, flush=True)
+
+
+def silent(sentence: str) -> None:
+    """A log for those who want to see results and errors only."""

@@ -23,6 +23,7 @@ from nnunet_semi.filtering.prediction import CaseScorer, argmax
 from nnunet_semi.filtering.rules import Rules
 from nnunet_semi.filtering.score import ScoreSummary, score_unlabeled
 from nnunet_semi.filtering.table import read_table, work_folder
+from nnunet_semi.log import silent, to_stderr
 from nnunet_semi.plugin_trainer import CHECKPOINT_KEY
 from nnunet_semi.trainers.nnUNetTrainerKeepCheckpoints import nnUNetTrainerKeepCheckpoints
 from nnunet_semi.unlabeled.selection import SELECTION
@@ -440,10 +441,10 @@ def test_score_passes_its_flags(monkeypatch: pytest.MonkeyPatch) -> None:
         ("1", "2d", "entropy", "nnUNetTrainerCPS", "nnUNetPlans", [0], None),
         ("1", "2d", "entropy", "T", "P", [0, 3], Path("t.csv")),
     ]
-    names = ("num_parts", "part_id", "num_processes", "device", "mirroring", "overwrite", "progress")
+    names = ("num_parts", "part_id", "num_processes", "device", "mirroring", "overwrite", "progress", "log")
     assert [tuple(kwargs[name] for name in names) for _, kwargs in calls] == [
-        (None, None, None, None, True, False, True),
-        (4, 0, 2, "cpu", False, True, False),
+        (None, None, None, None, True, False, True, to_stderr),
+        (4, 0, 2, "cpu", False, True, False, silent),
     ]
 
 
@@ -454,9 +455,9 @@ def test_select_and_screen_pass_their_flags(monkeypatch: pytest.MonkeyPatch) -> 
     lists = ["--exclude", "bad.txt", "--include", "good.txt"]
     assert main(["select", "-d", "1", "--table", "t.csv", *rules, *lists, "--overwrite", "-p", "Mine"]) == 0
     expected = Rules(0.5, 0.9, True, 2, Path("bad.txt"), Path("good.txt"), 1000)
-    assert selects == [(("1", expected, Path("t.csv"), True, "Mine"), {})]
+    assert selects == [(("1", expected, Path("t.csv"), True, "Mine", to_stderr), {})]
     assert main(["screen", "-d", "1", "--table", "t.csv", "-o", "s.html", "-np", "2", "-p", "Mine", "-q"]) == 0
-    options = {"overwrite": False, "progress": False, "plans": "Mine"}
+    options = {"overwrite": False, "progress": False, "plans": "Mine", "log": silent}
     assert screens == [(("1", Path("t.csv"), Path("s.html"), 2), options)]
 
 

@@ -15,9 +15,14 @@ from nnunet_semi.arguments import (
     at_least,
     probability,
 )
+from nnunet_semi.log import Log, silent, to_stderr
 from nnunet_semi.verbs.verb import Verb
 
 ESTIMATORS = ("checkpoints", "networks", "entropy", "folds", "mirrors")
+
+
+def _log(args: Namespace) -> Log:
+    return silent if args.quiet else to_stderr
 
 
 def _score_arguments(parser: ArgumentParser) -> None:
@@ -56,6 +61,7 @@ def _score(args: Namespace) -> int:
             mirroring=not args.disable_tta,
             overwrite=args.overwrite,
             progress=not args.quiet,
+            log=_log(args),
         )
     )
     return 0
@@ -89,7 +95,7 @@ def _select(args: Namespace) -> int:
 
     names = ("top", "threshold", "complete", "components", "exclude", "include", "max")
     rules = Rules(**{name: getattr(args, name) for name in names})
-    print(select_unlabeled(args.dataset, rules, args.table, args.overwrite, args.plans))
+    print(select_unlabeled(args.dataset, rules, args.table, args.overwrite, args.plans, _log(args)))
     return 0
 
 
@@ -113,6 +119,7 @@ def _screen(args: Namespace) -> int:
             overwrite=args.overwrite,
             progress=not args.quiet,
             plans=args.plans,
+            log=_log(args),
         )
     )
     return 0

@@ -17,13 +17,10 @@ from nnunet_semi.arguments import (
     at_least,
     fold,
 )
+from nnunet_semi.log import silent
 from nnunet_semi.verbs.verb import Verb
 
 ESTIMATORS = ("checkpoints", "networks", "entropy", "mirrors")  # those that one model of one fold has
-
-
-def _nothing(line: str) -> None:
-    """A report for those who want to see results and errors only."""
 
 
 def _lengths(text: str) -> tuple[int, ...]:
@@ -93,7 +90,7 @@ def _selftrain(args: Namespace) -> int:
         device=args.device,
         folder=args.output,
         dry_run=args.dry_run,
-        report=_nothing if args.quiet and not args.dry_run else show,
+        report=silent if args.quiet and not args.dry_run else show,
     )
     if result is not None:
         print(result)
