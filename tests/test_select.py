@@ -319,6 +319,26 @@ def test_images_that_came_or_broke_after_the_scores_are_left_out_and_told(
     assert capsys.readouterr().err.splitlines() == [note] * 2
 
 
+def test_lists_alone_need_no_scores(tiny_2d: Path, tmp_path: Path) -> None:
+    bad, good = tmp_path / "bad.txt", tmp_path / "good.txt"
+    bad.write_text("un_001\n")
+    good.write_text("un_000\nun_001\nun_002\n")
+    picture = tiny_2d.with_name("unlabeled_final.png")
+    picture.write_bytes(b"of another selection")
+    try:
+        summary = select_unlabeled(1, Rules(exclude=bad, include=good))
+        assert selection(tiny_2d.parent)["selected"] == ["un_000", "un_002"]
+        reasons = {"un_001": f"excluded by {bad}", "un_003": f"not in {good}"}
+        assert selection(tiny_2d.parent)["left_out"] == reasons
+        assert str(summary).endswith("unlabeled_final.json: 2 of 4 unlabeled cases") and not picture.exists()
+        with pytest.raises(UserError, match="holds another selection"):
+            select_unlabeled(1, Rules(exclude=bad))
+        with pytest.raises(EnvironmentNotReady, match="no table of scores"):
+            select_unlabeled(1, Rules(exclude=bad, max=1))
+    finally:
+        tiny_2d.with_name("unlabeled_final.json").unlink(missing_ok=True)
+
+
 def test_a_name_is_not_taken_for_a_formula(tmp_path: Path) -> None:
     rows = [row("a$^$", 0.5), row("b", 0.4)]
     source = ImageSource(tmp_path, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,6 +60,11 @@ class Rules:
     def __str__(self) -> str:
         return ", ".join(name if value is True else f"{name} {value}" for name, value in self.as_json().items())
 
+    @property
+    def only_lists(self) -> bool:
+        """Whether there are lists of a person and no rule about scores or predictions."""
+        return self.as_json().keys() <= {"exclude", "include"}
+
     def number_at_top(self, total: int) -> int:
         """How many of so many cases are the top."""
         return total if self.top is None else math.ceil(round(self.top * total, 6))
@@ -89,9 +94,18 @@ class Rules:
                 reasons[case].append(
                     f"not among the {self.max} best of the {len(left)} cases that pass the other rules"
                 )
+        return self._selected(reasons)
+
+    def of_cases(self, cases: Iterable[str], log: Log = to_stderr) -> Selected:
+        """Applies the lists to cases without scores; see `__call__`."""
+        reasons: dict[str, list[str]] = {case: [] for case in cases}
+        self._apply_lists(reasons, log)
+        return self._selected(reasons)
+
+    def _selected(self, reasons: Mapping[str, list[str]]) -> Selected:
         selected = sorted(case for case, faults in reasons.items() if not faults)
         if not selected:
-            raise UserError(f"no case of {len(rows)} passes the rules ({self}); choose milder ones")
+            raise UserError(f"no case of {len(reasons)} passes the rules ({self}); choose milder ones")
         return Selected(selected, {case: "; ".join(faults) for case, faults in sorted(reasons.items()) if faults})
 
     def _faults(self, row: Row) -> list[str]:
@@ -136,7 +150,8 @@ def listed_cases(path: Path, known: Collection[str], log: Log | None = None) -> 
         said = f"{path} names {len(unknown)} unknown case(s) ({name_some(unknown)})"
         if log is None or not found:
             raise UserError(
-                f"{said}; expected names of unlabeled cases with a score, one a line; correct the file or score again"
+                f"{said}; expected names of unlabeled cases, scored ones where scores count, one a line; correct the "
+                "file or score again"
             )
         log(f"note: {said}")
     return found

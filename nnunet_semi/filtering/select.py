@@ -21,17 +21,20 @@ from nnunet_semi.unlabeled.selection import SELECTION
 
 @dataclass(frozen=True)
 class SelectSummary:
-    """What `select` wrote; as text, a line. `total` counts the unlabeled cases that there are."""
+    """What `select` wrote; as text, a line. `total` counts the unlabeled cases that there are.
+
+    Where lists alone decided, there is no table and no picture.
+    """
 
     path: Path
-    picture: Path
-    table: Path
     selected: Selected
     total: int
+    table: Path | None = None
+    picture: Path | None = None
 
     def __str__(self) -> str:
-        count = len(self.selected.cases)
-        return f"{self.path}: {count} of {self.total} unlabeled cases by {self.table}; picture: {self.picture}"
+        by = "" if self.table is None else f" by {self.table}; picture: {self.picture}"
+        return f"{self.path}: {len(self.selected.cases)} of {self.total} unlabeled cases{by}"
 
 
 def select_unlabeled(
@@ -46,11 +49,11 @@ def select_unlabeled(
 
     Writes unlabeled_final.json beside nnU-Net's splits_final.json, and unlabeled_final.png: a histogram of the scores,
     and the worst and best cases with the prediction drawn in. Labeled cases are no rows of a table, and are never
-    left out.
+    left out. Where the rules are lists alone and no table is named, no score is needed, and there is no picture.
 
     Args:
         rules: a case must pass all of them.
-        table: of `nnunet_semi score`; None for the newest one of the dataset.
+        table: of `nnunet_semi score`; None for the newest one of the dataset, where one is needed.
         overwrite: replace another selection.
         plans: whose images are drawn; a table that `score` has written says so itself.
         log: takes sentences about what is going on.
@@ -60,7 +63,18 @@ def select_unlabeled(
         UserError: the table is damaged or of another dataset, no case passes, or there is another selection.
     """
     name = raw.dataset_name(dataset)
-    folder = raw.dataset_folder(raw.PREPROCESSED, name)
+    path = raw.dataset_folder(raw.PREPROCESSED, name) / SELECTION
+    picture = path.with_suffix(".png")
+    if table is None and rules.only_lists:
+        source = ImageSource.of_dataset(name, plans)
+        unlabeled, bad = source.unlabeled(), source.bad()
+        selected = rules.of_cases([case for case in unlabeled if case not in bad], log)
+        selected = _with_reasons(selected, {case: bad[case] for case in unlabeled if case in bad})
+        content = _content(selected, rules)
+        _refuse_other(path, content, overwrite)
+        picture.unlink(missing_ok=True)  # of another selection
+        write_json(path, content)
+        return SelectSummary(path, selected, len(unlabeled))
     table = find_table(name, table)
     provenance = provenance_of(table)
     require_dataset(table, provenance, name)
@@ -73,21 +87,27 @@ def select_unlabeled(
     without = sorted({*unlabeled} - {row.case for row in scored})
     tell_unscored([case for case in without if case not in bad], log)
     unscored = {case: bad.get(case, "not in the table of scores") for case in without}
-    selected = Selected(selected.cases, dict(sorted({**selected.left_out, **unscored, **gone}.items())))
-    path = folder / SELECTION
-    content = {
+    selected = _with_reasons(selected, {**unscored, **gone})
+    content = _content(selected, rules, table=str(table), scores=provenance)
+    _refuse_other(path, content, overwrite)
+    draw_selection(picture, rows, selected, rules, source)
+    write_json(path, content)  # last: whoever finds it finds all
+    return SelectSummary(path, selected, len(unlabeled), table, picture)
+
+
+def _with_reasons(selected: Selected, reasons: dict[str, str]) -> Selected:
+    return Selected(selected.cases, dict(sorted({**selected.left_out, **reasons}.items())))
+
+
+def _content(selected: Selected, rules: Rules, **scored: Any) -> dict[str, Any]:
+    """Of unlabeled_final.json."""
+    return {
         "selected": selected.cases,
         "left_out": selected.left_out,
         "rules": rules.as_json(),
-        "table": str(table),
-        "scores": provenance,
+        **scored,
         "written_by": f"nnunet_semi select {__version__}",
     }
-    _refuse_other(path, content, overwrite)
-    picture = path.with_suffix(".png")
-    draw_selection(picture, rows, selected, rules, source)
-    write_json(path, content)  # last: whoever finds it finds all
-    return SelectSummary(path, picture, table, selected, len(unlabeled))
 
 
 def _refuse_other(path: Path, content: dict[str, Any], overwrite: bool) -> None:

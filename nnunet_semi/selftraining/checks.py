@@ -76,8 +76,8 @@ def _check_lists(settings: Settings, unlabeled: Collection[str], report: Log) ->
         command = ["nnunet_semi", "select", "-d", str(raw.dataset_id(settings.dataset)), *settings.lists]
         raise WrongUse(
             f"round 0 trains {settings.trainers[0]} on unlabeled images before any selection, also on {len(refused)} "
-            f"that {shlex.join(settings.lists)} leaves out ({raw.name_some(refused)}); take them out of imagesUn and "
-            f"pass no list, or, where they have scores, run `{shlex.join(command)}` first"
+            f"that {shlex.join(settings.lists)} leaves out ({raw.name_some(refused)}); run `{shlex.join(command)}` "
+            "first"
         )
 
 

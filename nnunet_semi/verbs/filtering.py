@@ -85,7 +85,10 @@ def _select_arguments(parser: ArgumentParser) -> None:
 
 def _add_table(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "--table", metavar="CSV", type=Path, help="of `nnunet_semi score`; default: the newest one of the dataset"
+        "--table",
+        metavar="CSV",
+        type=Path,
+        help="of `nnunet_semi score`; default: the newest of the dataset, if any",
     )
 
 
