@@ -11,7 +11,7 @@ from typing import Any
 
 from nnunet_semi.arguments import add_output, add_processes, at_least
 from nnunet_semi.errors import WrongUse
-from nnunet_semi.log import silent
+from nnunet_semi.log import log_of
 from nnunet_semi.raw import dataset_id
 from nnunet_semi.registry import DATASETS
 
@@ -87,7 +87,7 @@ def run_convert(args: Namespace) -> int:
         verify=not args.no_verify,
         num_processes=args.processes,
         progress=not args.quiet,
-        **({"log": silent} if args.quiet else {}),
+        log=log_of(args.quiet),
         **{option: value for option, value in typed.items() if value is not None and value is not False},
     )
     print(result)
@@ -113,6 +113,7 @@ def run_restore(args: Namespace) -> int:
         overwrite=args.overwrite,
         num_processes=args.processes,
         progress=not args.quiet,
+        log=log_of(args.quiet),
     )
     print(result)
     return 0

@@ -15,3 +15,8 @@ def to_stderr(sentence: str) -> None:
 
 def silent(sentence: str) -> None:
     """A log for those who want to see results and errors only."""
+
+
+def log_of(quiet: bool) -> Log:
+    """The log of a verb that was called with -q, or without."""
+    return silent if quiet else to_stderr

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from nnunet_semi.labelmaps.files import (
     read_label_map,
     write_label_map,
 )
+from nnunet_semi.log import Log, silent
 from nnunet_semi.pool import for_each
 from nnunet_semi.raw import name_some
 
@@ -50,7 +51,7 @@ def ensemble(
     overwrite: bool = False,
     num_processes: int | None = None,
     progress: bool = True,
-    log: Callable[[str], None] = lambda sentence: None,
+    log: Log = silent,
 ) -> Path:
     """Writes for each case the label that most predictions have at a voxel; all cases, or nothing if one fails.
 
@@ -112,7 +113,7 @@ def _prepare(output: Path, names: Sequence[str], overwrite: bool) -> None:
         raise UserError(f"{output} is a file; give -o a folder")
 
 
-def _look(paths: Sequence[Path], num_processes: int | None, progress: bool, log: Callable[[str], None]) -> bool:
+def _look(paths: Sequence[Path], num_processes: int | None, progress: bool, log: Log) -> bool:
     """Whether these are binary masks by their looks.
 
     Not whether white occurs: edges of masks may be grey, and label maps may have a class 255.

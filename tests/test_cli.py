@@ -18,6 +18,7 @@ from nnunet_semi import discovery, shells
 from nnunet_semi.cli import main
 from nnunet_semi.errors import EnvironmentNotReady, UserError, WrongUse
 from nnunet_semi.init import init, instructions
+from nnunet_semi.log import silent, to_stderr
 from nnunet_semi.raw import FOLDERS
 from nnunet_semi.registry import DATASETS, TRAINERS
 from nnunet_semi.verbs import VERBS
@@ -228,9 +229,9 @@ def test_preprocess_passes_its_flags(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert main(["preprocess", "-d", "1", "Dataset002_B", "-c", "2d", "3d_fullres", "-p", "P", "-np", "3"]) == 0
     assert main(["preprocess", "-d", "1", "--skip-bad", "-q"]) == 0
     assert calls == [
-        (("1", ["2d", "3d_fullres"], "P", 3, False), {"progress": True}),
-        (("Dataset002_B", ["2d", "3d_fullres"], "P", 3, False), {"progress": True}),
-        (("1", None, "nnUNetPlans", None, True), {"progress": False}),
+        (("1", ["2d", "3d_fullres"], "P", 3, False, True, to_stderr), {}),
+        (("Dataset002_B", ["2d", "3d_fullres"], "P", 3, False, True, to_stderr), {}),
+        (("1", None, "nnUNetPlans", None, True, False, silent), {}),
     ]
     assert capsys.readouterr().out == "the summary\n" * 3
 

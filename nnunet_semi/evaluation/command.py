@@ -114,11 +114,11 @@ def _run_label_maps(args: Namespace) -> int:
 
 def _refuse_output(args: Namespace) -> None:
     """Raises `UserError` before the work where its results could not be written."""
-    from nnunet_semi.evaluation.result import output_files
+    from nnunet_semi.evaluation.comparison import COMPARISON
+    from nnunet_semi.evaluation.result import SUMMARY, output_files
 
-    name, table = ("comparison.json", "comparison.csv") if args.compare else ("summary.json", "cases.csv")
     if args.output is not None:
-        output_files(args.output, name, table, args.overwrite)
+        output_files(args.output, COMPARISON if args.compare else SUMMARY, args.overwrite)
 
 
 def _finish(found: Comparison | Evaluation | LandmarkEvaluation, args: Namespace) -> int:

@@ -16,6 +16,7 @@ from nnunet_semi.evaluation.result import Evaluation, as_columns, number, output
 from nnunet_semi.evaluation.run import evaluate, publish
 from nnunet_semi.evaluation.statistics import Difference, compare
 
+COMPARISON = ("comparison.json", "comparison.csv")
 MEAN = "mean of classes"
 
 
@@ -69,7 +70,7 @@ class Comparison:
 
     def write(self, output: Path, overwrite: bool = False) -> list[Path]:
         """Writes comparison.json and comparison.csv; see `output_files`."""
-        files = output_files(output, "comparison.json", "comparison.csv", overwrite)
+        files = output_files(output, COMPARISON, overwrite)
         return write_files(files, self.as_tree(), self.as_csv())
 
     def as_text(self) -> str:
@@ -141,7 +142,7 @@ def evaluate_and_compare(
     if len(folders) < 2 or len(set(folders)) < len(folders):
         raise WrongUse(f"got the predictions {', '.join(folders)}; expected two or more, each once")
     if output is not None:
-        output_files(Path(output), "comparison.json", "comparison.csv", overwrite)
+        output_files(Path(output), COMPARISON, overwrite)
     evaluations = {folder: evaluate(reference, folder, metrics, **options) for folder in folders}
     comparison = compare_evaluations(evaluations)
     if output is not None:

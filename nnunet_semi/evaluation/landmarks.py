@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from nnunet_semi import __version__
 from nnunet_semi.errors import UserError, WrongUse
 from nnunet_semi.evaluation.landmark_cases import LandmarkCase, read_cases, read_cl_detection
-from nnunet_semi.evaluation.result import as_columns, output_files, without_nan, write_files
+from nnunet_semi.evaluation.result import SUMMARY, as_columns, output_files, without_nan, write_files
 from nnunet_semi.evaluation.statistics import Statistic, summarise, summarise_mean_of_classes, summarise_pooled
 
 LIMITS = (2.0, 2.5, 3.0, 4.0)  # mm, those of the cephalometric challenges since 2014
@@ -129,7 +129,7 @@ class LandmarkEvaluation:
         """
         tree = self.as_tree()
         tree["nnunet_semi"] |= further or {}
-        files = output_files(output, "summary.json", "cases.csv", overwrite)
+        files = output_files(output, SUMMARY, overwrite)
         return write_files(files, without_nan(tree), self.as_csv())
 
     def as_text(self) -> str:
@@ -201,7 +201,7 @@ def evaluate_landmarks(
         raise WrongUse("got images but no folder for pictures; they are only needed with --pictures")
     reference, prediction = Path(reference), Path(prediction)
     if output is not None:
-        output_files(Path(output), "summary.json", "cases.csv", overwrite)  # refuses before the work
+        output_files(Path(output), SUMMARY, overwrite)  # refuses before the work
     cases, notes = read_cl_detection(reference, prediction) if challenge else read_cases(reference, prediction, chill)
     if not cases or not cases[0].reference.names:
         raise UserError(f"{reference} holds no landmark; expected at least one")

@@ -24,6 +24,7 @@ from nnunet_semi.evaluation.statistics import Statistic, summarise, summarise_me
 from nnunet_semi.storage import atomic_path, write_json
 
 RATIOS = ("Dice", "IoU", "NSD")  # the other metrics are distances
+SUMMARY = ("summary.json", "cases.csv")
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class Evaluation:
 
     def write(self, output: Path, overwrite: bool = False) -> list[Path]:
         """Writes summary.json and cases.csv; see `output_files`."""
-        return write_files(output_files(output, "summary.json", "cases.csv", overwrite), self.as_tree(), self.as_csv())
+        return write_files(output_files(output, SUMMARY, overwrite), self.as_tree(), self.as_csv())
 
     # --- text ---
 
@@ -177,16 +178,14 @@ def as_columns(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def output_files(output: Path, json_name: str, csv_name: str, overwrite: bool) -> tuple[Path, Path]:
-    """The JSON file and the CSV file to write: into a folder, which is made, or as FILE.json and FILE.csv.
+def output_files(output: Path, names: tuple[str, str], overwrite: bool) -> tuple[Path, Path]:
+    """The JSON file and the CSV file to write: of these names in a folder, which is made, or FILE.json and FILE.csv.
 
     Raises:
         UserError: one of them exists and may not be replaced, or the folder cannot be made or written into.
     """
-    if output.suffix == ".json":
-        files = output, output.with_suffix(".csv")
-    else:
-        files = output / json_name, output / csv_name
+    named = output.suffix == ".json"
+    files = (output, output.with_suffix(".csv")) if named else (output / names[0], output / names[1])
     there = [str(file) for file in files if file.exists()]
     if there and not overwrite:
         raise UserError(f"{' and '.join(there)} exists; choose another -o, or pass --overwrite to replace it")

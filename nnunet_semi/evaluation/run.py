@@ -14,7 +14,7 @@ from nnunet_semi.evaluation.cases import CaseScores, Settings, Task, score_case
 from nnunet_semi.evaluation.challenges import CHALLENGES
 from nnunet_semi.evaluation.classes import Classes, find_classes
 from nnunet_semi.evaluation.overlap import Label, members
-from nnunet_semi.evaluation.result import RATIOS, Evaluation, output_files
+from nnunet_semi.evaluation.result import RATIOS, SUMMARY, Evaluation, output_files
 from nnunet_semi.labelmaps.cases import label_files, matching_cases
 from nnunet_semi.pool import for_each
 from nnunet_semi.raw import name_some
@@ -64,7 +64,7 @@ def evaluate(
         raise WrongUse("got a run time, which only fugc2025 scores; leave --runtime out, or pass --challenge fugc2025")
     settings = _settings(reference, prediction, metrics, challenge, labels, tolerance)
     if output is not None:
-        output_files(Path(output), "summary.json", "cases.csv", overwrite)  # refuses before the work, not after it
+        output_files(Path(output), SUMMARY, overwrite)  # refuses before the work, not after it
     files = matching_cases([reference, prediction], others_may_have_more=True, chill=chill)
     tasks = [Task(case, first, second, settings) for case, (first, second) in files.items()]
     scored = {result.case: result for _, result in for_each(score_case, tasks, num_processes, "evaluate", progress)}

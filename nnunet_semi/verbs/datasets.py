@@ -7,6 +7,7 @@ from argparse import ArgumentParser, Namespace
 
 from nnunet_semi import conversion
 from nnunet_semi.arguments import add_configuration, add_dataset, add_plans, add_processes, at_least
+from nnunet_semi.log import log_of
 from nnunet_semi.verbs.verb import Verb
 
 
@@ -29,7 +30,7 @@ def _preprocess(args: Namespace) -> int:
     for dataset in args.dataset:  # bad cases in one do not keep the others waiting
         try:
             chosen = (args.configurations, args.plans, args.processes, args.skip_bad)
-            print(preprocess_unlabeled(dataset, *chosen, progress=not args.quiet), flush=True)
+            print(preprocess_unlabeled(dataset, *chosen, not args.quiet, log_of(args.quiet)), flush=True)
         except BadCases as problem:
             print(problem.summary, flush=True)
             refused.append(str(problem))

@@ -15,14 +15,10 @@ from nnunet_semi.arguments import (
     at_least,
     probability,
 )
-from nnunet_semi.log import Log, silent, to_stderr
+from nnunet_semi.log import log_of
 from nnunet_semi.verbs.verb import Verb
 
 ESTIMATORS = ("checkpoints", "networks", "entropy", "folds", "mirrors")
-
-
-def _log(args: Namespace) -> Log:
-    return silent if args.quiet else to_stderr
 
 
 def _score_arguments(parser: ArgumentParser) -> None:
@@ -61,7 +57,7 @@ def _score(args: Namespace) -> int:
             mirroring=not args.disable_tta,
             overwrite=args.overwrite,
             progress=not args.quiet,
-            log=_log(args),
+            log=log_of(args.quiet),
         )
     )
     return 0
@@ -98,7 +94,7 @@ def _select(args: Namespace) -> int:
 
     names = ("top", "threshold", "complete", "components", "exclude", "include", "max")
     rules = Rules(**{name: getattr(args, name) for name in names})
-    print(select_unlabeled(args.dataset, rules, args.table, args.overwrite, args.plans, _log(args)))
+    print(select_unlabeled(args.dataset, rules, args.table, args.overwrite, args.plans, log_of(args.quiet)))
     return 0
 
 
@@ -122,7 +118,7 @@ def _screen(args: Namespace) -> int:
             overwrite=args.overwrite,
             progress=not args.quiet,
             plans=args.plans,
-            log=_log(args),
+            log=log_of(args.quiet),
         )
     )
     return 0

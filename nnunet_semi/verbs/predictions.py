@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from nnunet_semi.arguments import add_output, add_processes
 from nnunet_semi.evaluation import command as evaluate
+from nnunet_semi.log import log_of
 from nnunet_semi.verbs.verb import Verb
 
 
@@ -36,7 +36,7 @@ def _ensemble(args: Namespace) -> int:
             overwrite=args.overwrite,
             num_processes=args.processes,
             progress=not args.quiet,
-            log=lambda sentence: None if args.quiet else print(sentence, file=sys.stderr),
+            log=log_of(args.quiet),
         )
     )
     return 0
