@@ -132,6 +132,33 @@ def vanished(rows: Sequence[Sequence[float]], outputs: Sequence[str]) -> list[st
     ]
 
 
+def starved(kept: Sequence[Sequence[float]], counting: Sequence[bool], outputs: Sequence[str]) -> list[str]:
+    """A warning for each class of whose pseudo labels less than a hundredth counts since the last epoch.
+
+    Then unlabeled images teach the other classes alone, and the background spreads into the places of this one.
+
+    Args:
+        kept: of the voxels of each class, the share that counts, in every epoch; NaN for a class without voxels.
+        counting: whether unlabeled images count in that epoch.
+        outputs: names of the classes.
+    """
+
+    rows, counts = [[], [], *kept], [False, False, *counting]
+
+    def lacking(epoch: int) -> set[str]:
+        named = zip(outputs, rows[epoch], strict=False)
+        return {name for name, share in named if counts[epoch] and share < 0.01}
+
+    new = lacking(-1) - lacking(-2)
+    return [
+        f"warning: next to no pseudo label of {name} is sure enough to count, so that unlabeled images may unlearn it; "
+        "see progress.png, compare with nnUNetTrainer, or train nnUNetTrainerUniMatchClassAdaptive, which has a "
+        "threshold for each class"
+        for name in outputs
+        if name in new
+    ]
+
+
 def class_curves(values: np.ndarray, num_outputs: int) -> dict[str, list[float]]:
     """The list-valued curves of an epoch.
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nnunet_semi.curves import KEPT, SHARES, CurveLogger, class_curves, log_line, vanished
+from nnunet_semi.curves import KEPT, SHARES, CurveLogger, class_curves, log_line, starved, vanished
 
 CURVES = ["semi_loss_labeled", "semi_loss_unlabeled", "semi_weight", "semi_confidence"]
 
@@ -55,6 +55,17 @@ def test_a_class_whose_pseudo_labels_shrink_is_told_once():
     [warning] = told[4]
     assert warning.startswith("warning: pseudo labels of disc take less than a tenth")
     assert vanished([[], [], [0.5, 0.5], [1.0, 0.0]], ["background", "disc"]) != []  # epochs of a stock checkpoint
+
+
+def test_a_class_of_which_nothing_counts_is_told_once():
+    shares = [0.0, 0.0, 0.005, 0.5, float("nan"), 0.0]  # of the second class; unlabeled images count from epoch 1
+    rows = [[0.9, share, 0.8] for share in shares]
+    counting = [False, *[True] * 5]
+    end = range(1, len(rows) + 1)
+    told = [starved(rows[:n], counting[:n], ["background", "disc", "ring"]) for n in end]
+    assert [epoch for epoch, warnings in enumerate(told) if warnings] == [1, 5]
+    assert [text.startswith("warning: next to no pseudo label of disc") for text in told[1]] == [True]
+    assert starved([[], [0.9, 0.0]], [True, True], ["background", "disc"]) != []  # an epoch of a stock checkpoint
 
 
 def test_curves_go_through_a_checkpoint():

@@ -267,6 +267,16 @@ def test_no_gradient_flows_through_the_pseudo_label(tiny_2d):
     assert not any(tensor.requires_grad for tensor in trainer.pseudo_label(random_batch(trainer)["unlabeled"]))
 
 
+@pytest.mark.parametrize(("threshold", "weight", "said"), [(1.01, 1.0, 1), (1.01, 0.0, 0), (0.0, 1.0, 0)])
+def test_classes_that_the_threshold_leaves_out_are_told(threshold, weight, said, tiny_2d, capsys):
+    trainer = initialized(nnUNetTrainerFixMatch, tiny_2d, threshold=threshold, unsupervised_weight=weight)
+    assert trainer.warnings() == []
+    for epoch in range(2):
+        trainer.current_epoch = epoch
+        trainer.on_train_epoch_end([trainer.train_step(random_batch(trainer))])
+    assert capsys.readouterr().out.count("next to no pseudo label of background") == said
+
+
 @pytest.mark.parametrize("unlabeled", [1, 2])
 def test_one_unlabeled_patch_that_leaves_no_boxes_is_warned_of(unlabeled, tiny_2d, monkeypatch, capsys):
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")

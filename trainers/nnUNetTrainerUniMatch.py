@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nnunet_semi.consistency.pseudo_label import pseudo_label
 from nnunet_semi.consistency.thresholds import ClassThresholds
+from nnunet_semi.curves import KEPT, starved
 from nnunet_semi.perturbation.cutmix import CutMix, draw_cutmix
 from nnunet_semi.perturbation.dropout import FeatureDropout
 from nnunet_semi.plugin_trainer import unwrap
@@ -71,6 +72,12 @@ class nnUNetTrainerFixMatch(nnUNetTrainerSemi):
     def teach(self, images: Tensor) -> Tensor:
         """The network's own logits at full resolution."""
         return finest(self.network(images))
+
+    def warnings(self) -> list[str]:
+        """Those of all methods, and the classes that the threshold leaves out."""
+        weights, kept = (self.logger.get_value(name, step=None) for name in ("semi_weight", KEPT))
+        counting = [weight > 0.1 * self.unsupervised_weight for weight in weights]
+        return [*super().warnings(), *starved(kept, counting, self._output_names())]
 
 
 class nnUNetTrainerUniMatch(nnUNetTrainerFixMatch):
