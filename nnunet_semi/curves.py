@@ -133,7 +133,7 @@ def vanished(rows: Sequence[Sequence[float]], outputs: Sequence[str]) -> list[st
 
 
 def starved(kept: Sequence[Sequence[float]], counting: Sequence[bool], outputs: Sequence[str]) -> list[str]:
-    """A warning for each class of whose pseudo labels less than a hundredth counts since the last epoch.
+    """A warning for each class of whose pseudo labels less than a hundredth counts, told in the first such epoch.
 
     Then unlabeled images teach the other classes alone, and the background spreads into the places of this one.
 
@@ -142,7 +142,6 @@ def starved(kept: Sequence[Sequence[float]], counting: Sequence[bool], outputs: 
         counting: whether unlabeled images count in that epoch.
         outputs: names of the classes.
     """
-
     rows, counts = [[], [], *kept], [False, False, *counting]
 
     def lacking(epoch: int) -> set[str]:
@@ -152,8 +151,8 @@ def starved(kept: Sequence[Sequence[float]], counting: Sequence[bool], outputs: 
     new = lacking(-1) - lacking(-2)
     return [
         f"warning: next to no pseudo label of {name} is sure enough to count, so that unlabeled images may unlearn it; "
-        "see progress.png, compare with nnUNetTrainer, or train nnUNetTrainerUniMatchClassAdaptive, which has a "
-        "threshold for each class"
+        "see progress.png, compare with nnUNetTrainer, or lower threshold; nnUNetTrainerUniMatchClassAdaptive has one "
+        "for each class"
         for name in outputs
         if name in new
     ]

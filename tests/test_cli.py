@@ -229,9 +229,9 @@ def test_preprocess_passes_its_flags(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert main(["preprocess", "-d", "1", "Dataset002_B", "-c", "2d", "3d_fullres", "-p", "P", "-np", "3"]) == 0
     assert main(["preprocess", "-d", "1", "--skip-bad", "-q"]) == 0
     assert calls == [
-        (("1", ["2d", "3d_fullres"], "P", 3, False, True, to_stderr), {}),
-        (("Dataset002_B", ["2d", "3d_fullres"], "P", 3, False, True, to_stderr), {}),
-        (("1", None, "nnUNetPlans", None, True, False, silent), {}),
+        (("1", ["2d", "3d_fullres"], "P", 3, False), {"progress": True, "log": to_stderr}),
+        (("Dataset002_B", ["2d", "3d_fullres"], "P", 3, False), {"progress": True, "log": to_stderr}),
+        (("1", None, "nnUNetPlans", None, True), {"progress": False, "log": silent}),
     ]
     assert capsys.readouterr().out == "the summary\n" * 3
 

@@ -24,7 +24,7 @@ from nnunet_semi.evaluation.statistics import Statistic, summarise, summarise_me
 from nnunet_semi.storage import atomic_path, write_json
 
 RATIOS = ("Dice", "IoU", "NSD")  # the other metrics are distances
-SUMMARY = ("summary.json", "cases.csv")
+SUMMARY = ("summary.json", "cases.csv")  # what is written of an evaluation
 
 
 @dataclass(frozen=True)

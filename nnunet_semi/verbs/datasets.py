@@ -30,7 +30,7 @@ def _preprocess(args: Namespace) -> int:
     for dataset in args.dataset:  # bad cases in one do not keep the others waiting
         try:
             chosen = (args.configurations, args.plans, args.processes, args.skip_bad)
-            print(preprocess_unlabeled(dataset, *chosen, not args.quiet, log_of(args.quiet)), flush=True)
+            print(preprocess_unlabeled(dataset, *chosen, progress=not args.quiet, log=log_of(args.quiet)), flush=True)
         except BadCases as problem:
             print(problem.summary, flush=True)
             refused.append(str(problem))
