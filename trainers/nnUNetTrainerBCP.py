@@ -9,8 +9,8 @@ import torch
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from torch import Tensor
 
-from nnunet_semi.consistency.pseudo_label import largest_components, pseudo_label
-from nnunet_semi.perturbation.copy_paste import draw_boxes, known_labels, of_one_length
+from nnunet_semi.consistency.pseudo_label import known_labels, largest_components, pseudo_label
+from nnunet_semi.perturbation.copy_paste import draw_boxes, of_one_length
 from nnunet_semi.perturbation.cutmix import paste
 from nnunet_semi.perturbation.intensity import IntensityPerturbation
 from nnunet_semi.trainers.nnUNetTrainerSemi import Losses, finest, split_like

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunet_semi.consistency.pseudo_label import pseudo_label
-from nnunet_semi.perturbation.copy_paste import draw_boxes, known_labels, of_one_length
+from nnunet_semi.consistency.pseudo_label import known_labels, pseudo_label
+from nnunet_semi.perturbation.copy_paste import draw_boxes, of_one_length
 from nnunet_semi.perturbation.cutmix import paste
 from nnunet_semi.perturbation.intensity import IntensityPerturbation
 from nnunet_semi.trainers.nnUNetTrainerSemi import Losses, finest, nnUNetTrainerSemi, split

@@ -1,4 +1,4 @@
-"""Pseudo labels: what a network believes about an unlabeled image, and how much.
+"""Pseudo labels, what a network believes about an unlabeled image and how much, and known ones in the same form.
 
 Logits have shape (B, K, *spatial). With labels, K counts the classes and one of them holds everywhere; with nnU-Net's
 regions, K counts regions that hold independently of each other.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
@@ -45,6 +46,27 @@ def runner_up(logits: Tensor, label: Tensor) -> Tensor:
         second = torch.where(value > largest, index, second)
         largest = torch.maximum(largest, value)
     return second
+
+
+def known_labels(target: Tensor, label_manager: LabelManager) -> tuple[Tensor, Tensor]:
+    """nnU-Net's target at full resolution, and where it is known.
+
+    Args:
+        target: (B, 1, *spatial) classes, or (B, K, *spatial) regions with a channel of the ignore label, if any, last.
+
+    Returns:
+        (B, 1, *spatial) classes, int64, or (B, K, *spatial) regions, bool; and (B, 1, *spatial), bool, False where the
+        ignore label was, in whose place there is class 0.
+    """
+    if label_manager.has_regions:
+        label = target[:, : label_manager.num_segmentation_heads].bool()
+        known = torch.ones_like(label[:, :1])
+        return label, ~target[:, -1:].bool() if label_manager.has_ignore_label else known
+    label = target.long()
+    if not label_manager.has_ignore_label:
+        return label, torch.ones_like(label, dtype=torch.bool)
+    known = label != label_manager.ignore_label
+    return torch.where(known, label, 0), known
 
 
 @torch.no_grad()
