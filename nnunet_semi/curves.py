@@ -27,6 +27,7 @@ LABELS = {
     "semi_confidence": "confidence",
     "semi_agreement": "agreement",
     "semi_learned": "worst class",
+    "semi_trust": "trust",
     SHARES: "shares",
     KEPT: "kept of each",
 }

@@ -18,7 +18,7 @@ from nnunet_semi.trainers.nnUNetTrainerCPS import (
     nnUNetTrainerCPSStrong,
     nnUNetTrainerCPSWeakToStrong,
 )
-from nnunet_semi.trainers.nnUNetTrainerSemi import worst_dice
+from nnunet_semi.trainers.nnUNetTrainerSemi import LEARNED, worst_dice
 from tiny_trainer import initialized, make_trainer, random_batch
 
 VARIANTS = [nnUNetTrainerCPS, nnUNetTrainerCPSWeakToStrong, nnUNetTrainerCPSOriginal, nnUNetTrainerCPSCutMix]
@@ -95,6 +95,28 @@ def test_unlabeled_images_count_once_the_worst_class_is_learned(tiny_2d):
     other.logger.load_checkpoint(trainer.logger.get_checkpoint())
     assert other.current_weight() == 0.5
     assert make_trainer(nnUNetTrainerCPS, tiny_2d, ramp_length=0.0).current_weight() == 1
+
+
+def test_unlabeled_images_count_less_while_their_pseudo_labels_shrink(tiny_2d):
+    trainer = initialized(nnUNetTrainerCPS, tiny_2d, wait_for_classes=True, ramp_length=0.0)
+    trainer.logger.log(LEARNED, 0.5, 0)
+    batch, said = random_batch(trainer), []
+    for left in (None, 0.7, 0.6, 0.1):  # of what is not background, beside the largest that it has been
+        if left is not None:
+            trainer.trust.steps.fill_(1000)  # the averages move slowly by now
+            trainer.trust.largest.fill_(trainer.trust.recent[0, 1:].sum() / left)
+            trainer.trust.long[2] = 10  # labeled patches hold more
+        outputs = trainer.train_step(batch)
+        curves = dict(zip(trainer.curves, outputs["curves"], strict=False))
+        expected = 1.0 if left is None else max(0.0, (left - 0.5) / 0.25)
+        assert curves["semi_trust"] == pytest.approx(expected, abs=0.05)
+        assert curves["semi_weight"] == pytest.approx(0.5 * curves["semi_trust"])
+        total = curves["semi_loss_labeled"] + curves["semi_weight"] * curves["semi_loss_unlabeled"]
+        assert outputs["loss"] == pytest.approx(total, rel=1e-5)
+        trainer.on_train_epoch_end([outputs])
+        said.append([line for line in trainer.warnings() if "(trust)" in line])
+        trainer.current_epoch += 1
+    assert [len(lines) for lines in said] == [0, 0, 1, 0]
 
 
 def test_a_class_that_no_reference_holds_is_not_waited_for():

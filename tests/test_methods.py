@@ -138,12 +138,18 @@ def test_constants_are_the_published_ones(cls: type) -> None:
     assert {name: getattr(cls, name) for name in PUBLISHED[cls]} == PUBLISHED[cls]
 
 
-def test_methods_with_a_threshold_wait_until_every_class_is_learned(tiny_2d: Path) -> None:
+@pytest.mark.parametrize(("threshold", "trust"), [(0.0, 1), (1.1, 0)])
+def test_methods_with_a_threshold_wait_until_classes_are_learned_and_count(
+    threshold: float, trust: int, tiny_2d: Path
+) -> None:
     assert [cls for cls in METHODS if cls.wait_for_classes] == METHODS[:4]
-    trainer = make_trainer(nnUNetTrainerUniMatchV2, tiny_2d, **SHORT, wait_for_classes=True)
+    trainer = make_trainer(
+        nnUNetTrainerUniMatchV2, tiny_2d, **{**SHORT, "threshold": threshold, "wait_for_classes": True}
+    )
     curves = train(trainer)["logging"]
-    learned = curves["semi_learned"]
-    assert curves["semi_weight"] == [0.0, pytest.approx(trainer.unsupervised_weight * learned[0])]
+    weight = trainer.unsupervised_weight * curves["semi_learned"][0]
+    assert weight > 0 and curves["semi_trust"] == [1, trust]
+    assert curves["semi_weight"] == [0, pytest.approx(weight * trust)]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from nnunet_semi.consistency.trust import Trust
 from nnunet_semi.plugin_trainer import CHECKPOINT_KEY, unwrap
 from nnunet_semi.trainers.nnUNetTrainerTeacher import nnUNetTrainerTeacher
 from nnunet_semi.trainers.nnUNetTrainerUniMatch import nnUNetTrainerUniMatch, nnUNetTrainerUniMatchClassAdaptive
@@ -27,6 +28,7 @@ from test_methods import METHODS
 from tiny_trainer import make_trainer, random_batch
 
 SEEN = np.array([[(8, 2), (1, 1), (1, 1)], [(2, 0), (0, 6), (0, 6)]])  # process × true, false positives, missed × class
+SPREAD = [0.5, 1.5]  # of the share of a class in pseudo labels, by process
 
 
 def networks(trainer: Any) -> dict[str, dict[str, Tensor]]:
@@ -92,6 +94,16 @@ def learned(plans_file: Path, rank: int) -> float:
     return trainer._learned()
 
 
+def trusted(rank: int) -> dict[str, Tensor]:
+    """What is trusted where each process makes other pseudo labels, of which a part counts."""
+    trust = Trust(2, ddp=True)
+    for share in (0.3, 0.1):
+        for _ in range(60):
+            mine = torch.tensor([1 - share * SPREAD[rank], share * SPREAD[rank]])
+            trust.update(mine, mine * torch.tensor([1, 0.08 * rank]), torch.tensor([1.0, 2 * rank * 0.25]))
+    return {"recent": trust.recent, "long": trust.long, "factor": trust()}
+
+
 def process(rank: int, plans_file: Path, folder: Path) -> None:
     """All that is done in one process; what it found goes to a file."""
     torch.set_num_threads(1)
@@ -102,6 +114,7 @@ def process(rank: int, plans_file: Path, folder: Path) -> None:
             "methods": {cls.__name__: steps_of(cls, plans_file) for cls in METHODS},
             "training": whole_training(plans_file),
             "learned": learned(plans_file, rank),
+            "trust": trusted(rank),
         }
     torch.save(found, folder / f"rank_{rank}.pt")
     dist.destroy_process_group()
@@ -146,6 +159,18 @@ def test_networks_and_thresholds_stay_the_same_in_all_processes(ranks, cls):
 def test_the_class_that_is_learned_worst_is_that_of_all_processes(ranks):
     """2 · 2 / (2 · 2 + 7 + 7), where the first process alone would have 2 · 2 / (2 · 2 + 1 + 1)."""
     assert [rank["learned"] for rank in ranks] == pytest.approx([4 / 18] * 2)
+
+
+def test_pseudo_labels_of_all_processes_decide_how_far_they_are_trusted(ranks):
+    one = Trust(2)
+    for share in (0.3, 0.1):
+        for _ in range(60):
+            both = torch.tensor([1 - share, share])
+            one.update(both, both * torch.tensor([1, 0.06]), torch.tensor([1.0, 0.25]))
+    for rank in ranks:
+        torch.testing.assert_close(rank["trust"]["recent"], one.recent)
+        torch.testing.assert_close(rank["trust"]["long"], one.long)
+        assert 0 < one.held < 1 and rank["trust"]["factor"] == pytest.approx(one().item(), abs=1e-4)
 
 
 def test_the_checkpoint_holds_the_teacher_for_nnunet_and_the_student_beside_it(folder, ranks):

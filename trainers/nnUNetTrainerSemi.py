@@ -20,8 +20,9 @@ from torch import distributed as dist
 from torch.optim import Optimizer
 
 from nnunet_semi.consistency.losses import PseudoLabelLoss
-from nnunet_semi.consistency.pseudo_label import class_shares
+from nnunet_semi.consistency.pseudo_label import class_shares, known_labels
 from nnunet_semi.consistency.ramp import sigmoid_rampup
+from nnunet_semi.consistency.trust import Trust
 from nnunet_semi.curves import KEPT, SHARES, CurveLogger, class_curves, log_line, vanished
 from nnunet_semi.errors import UserError, WrongUse
 from nnunet_semi.perturbation.intensity import IntensityPerturbation
@@ -40,6 +41,7 @@ from nnunet_semi.unlabeled.streams import TwoStreams, unlabeled_loader
 Outputs = Tensor | list[Tensor]
 LEARNED = "semi_learned"  # curve of the Dice of the class that is learned worst
 LITTLE = 0.1  # of it, at half of the training
+TRUST = "semi_trust"  # curve of the factor for pseudo labels that shrink or do not count
 
 
 class Losses(NamedTuple):
@@ -93,7 +95,8 @@ class nnUNetTrainerSemi(PluginTrainer):
         unsupervised_weight: full weight of the unsupervised loss.
         ramp_length: fraction of training after which the weight is full; 0 for the full weight from the start.
         wait_for_classes: multiply the weight by the Dice of the class that is learned worst, in nnU-Net's online
-            validation of the epoch before. Pseudo labels made before a class is learned teach that it is nowhere.
+            validation of the epoch before, and by `Trust`. Pseudo labels made before a class is learned teach that it
+            is nowhere, and so do those of networks that unlearn it.
         unlabeled_batch_size: unlabeled patches per step; None for as many as labeled. Under DDP of all processes
             together, rounded down to the same number in each, at least 1: nnU-Net's batch Dice gathers equal shapes.
         pseudo_weight_ce, pseudo_weight_dice: weights of the two parts of the loss against pseudo labels.
@@ -119,7 +122,8 @@ class nnUNetTrainerSemi(PluginTrainer):
     @property
     def curves(self) -> list[str]:
         """Names of all curves that each epoch logs beside nnU-Net's own and those per class."""
-        return ["semi_loss_labeled", "semi_loss_unlabeled", "semi_weight", *self.curve_names]
+        waiting = [TRUST] if self.wait_for_classes else []
+        return ["semi_loss_labeled", "semi_loss_unlabeled", "semi_weight", *self.curve_names, *waiting]
 
     def curve_logger(self) -> Any:
         """nnU-Net's logger with the curves of unlabeled images."""
@@ -171,6 +175,8 @@ class nnUNetTrainerSemi(PluginTrainer):
             anisotropic=len(patch_size) == 3 and max(patch_size) / patch_size[0] > ANISO_THRESHOLD,
             masked_channels=tuple(channel for channel, masked in enumerate(use_mask) if masked),
         )
+        heads, regions = self.label_manager.num_segmentation_heads, self.label_manager.has_regions
+        self.trust = Trust(heads, regions, ddp=self.is_ddp).to(self.device)
 
     def strong_view(self, images: Tensor) -> Tensor:
         """A view of the images that differs in intensity only, drawn anew at every call."""
@@ -196,18 +202,28 @@ class nnUNetTrainerSemi(PluginTrainer):
             optimizer.zero_grad(set_to_none=True)
         with self._autocast():
             losses = self.losses(self._to_device(batch["data"]), target, self._to_device(batch["unlabeled"]))
-            weight = self.current_weight()
+            trust = self._trusted(losses, target)
+            weight = self.current_weight() * trust
             loss = self.supervised_weight * losses.supervised + weight * losses.unsupervised
         self._update(loss)
         self.count_iteration()
-        scalars = [loss, losses.supervised, losses.unsupervised, *(losses.curves[name] for name in self.curve_names)]
+        scalars = [loss, losses.supervised, losses.unsupervised, weight, *(losses.curves[n] for n in self.curve_names)]
+        if self.wait_for_classes:
+            scalars.append(trust)
         lists = [losses.shares.float()] if losses.kept is None else [losses.shares.float(), losses.kept.float()]
         packed = torch.cat([torch.stack([s.detach().float() for s in scalars]), *lists]).cpu().numpy()
-        curves = np.concatenate([packed[1:3], [weight], packed[3:]])
-        return {"loss": packed[0], "curves": curves}
+        return {"loss": packed[0], "curves": packed[1:]}
+
+    def _trusted(self, losses: Losses, target: Any) -> Tensor:
+        """The factor for what has become of the pseudo labels since they count."""
+        if self.wait_for_classes and self.current_weight() > 0:
+            label, known = known_labels(finest(target), self.label_manager)
+            labeled = class_shares(label, self.label_manager.num_segmentation_heads, known.expand_as(label))
+            self.trust.update(losses.shares, losses.kept, labeled / known.float().mean().clamp(min=1e-9))
+        return self.trust()
 
     def current_weight(self) -> float:
-        """Of the unsupervised loss in this step."""
+        """Of the unsupervised loss in this step, as far as pseudo labels are trusted."""
         ramp = sigmoid_rampup(self.training_progress, self.ramp_length)
         return self.unsupervised_weight * ramp * (self._learned() if self.wait_for_classes else 1.0)
 
@@ -276,6 +292,12 @@ class nnUNetTrainerSemi(PluginTrainer):
                 "warning: unlabeled images count next to nothing, since a class is not learned yet (see Pseudo dice); "
                 "train longer, or with a subclass that has wait_for_classes = False"
             )
+        trust = self.logger.get_value(TRUST, step=None) if self.wait_for_classes else []
+        if trust and trust[-1] < 0.5 and not np.less(trust[:-1], 0.5).any():
+            said.append(
+                "warning: unlabeled images count less than half of what they would (trust), since their pseudo labels "
+                "shrink, or too few of a class are sure enough; see progress.png, and compare with nnUNetTrainer"
+            )
         return said
 
     # --- unlabeled data ---
@@ -324,13 +346,15 @@ class nnUNetTrainerSemi(PluginTrainer):
     selection: dict[str, Any] | None = None
 
     def extra_state(self) -> dict[str, Any]:
-        """The selection of unlabeled cases too."""
-        return {**super().extra_state(), "selection": self.selection}
+        """The selection of unlabeled cases too, and what became of their pseudo labels."""
+        return {**super().extra_state(), "selection": self.selection, "trust": self.trust.state_dict()}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Restore the selection of unlabeled cases with which the training began."""
         super().load_extra_state(state)
         self.selection = state.get("selection")
+        if "trust" in state:
+            self.trust.load_state_dict(state["trust"])
 
     def _unlabeled_index(self, configuration: str) -> UnlabeledIndex:
         return ensure_preprocessed(
