@@ -140,7 +140,7 @@ def starved(kept: Sequence[Sequence[float]], counting: Sequence[bool], outputs: 
 
     Args:
         kept: of the voxels of each class, the share that counts, in every epoch; NaN for a class without voxels.
-        counting: whether unlabeled images count in that epoch.
+        counting: whether unlabeled images count in that epoch, or would if the pseudo labels were trusted.
         outputs: names of the classes.
     """
     rows, counts = [[], [], *kept], [False, False, *counting]
@@ -151,11 +151,22 @@ def starved(kept: Sequence[Sequence[float]], counting: Sequence[bool], outputs: 
 
     new = lacking(-1) - lacking(-2)
     return [
-        f"warning: next to no pseudo label of {name} is sure enough to count, so that unlabeled images may unlearn it; "
-        "see progress.png, compare with nnUNetTrainer, or lower threshold; nnUNetTrainerUniMatchClassAdaptive has one "
-        "for each class"
+        f"warning: next to no pseudo label of {name} is sure enough to count, so that unlabeled images may unlearn it, "
+        "or count less for it (trust); see progress.png, compare with nnUNetTrainer, or lower threshold; "
+        "nnUNetTrainerUniMatchClassAdaptive has one for each class"
         for name in outputs
         if name in new
+    ]
+
+
+def distrusted(trust: Sequence[float]) -> list[str]:
+    """A warning in the first epoch in which the trust of pseudo labels is less than half."""
+    halved = np.less(trust, 0.5)
+    if not len(halved) or not halved[-1] or halved[:-1].any():
+        return []
+    return [
+        "warning: unlabeled images count less than half of what they would (trust), since their pseudo labels shrink, "
+        "or too few of a class are sure enough; see progress.png, and compare with nnUNetTrainer"
     ]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nnunet_semi.curves import KEPT, SHARES, CurveLogger, class_curves, log_line, starved, vanished
+from nnunet_semi.curves import KEPT, SHARES, CurveLogger, class_curves, distrusted, log_line, starved, vanished
 
 CURVES = ["semi_loss_labeled", "semi_loss_unlabeled", "semi_weight", "semi_confidence"]
 
@@ -67,6 +67,13 @@ def test_a_class_of_which_nothing_counts_is_told_once():
     [warning] = told[1]
     assert warning.startswith("warning: next to no pseudo label of disc")
     assert starved([[], [0.9, 0.0]], [True, True], ["background", "disc"]) != []  # an epoch of a stock checkpoint
+
+
+def test_pseudo_labels_that_are_trusted_less_than_half_are_told_once():
+    trust = [float("nan"), 1.0, 0.6, 0.4, 0.7, 0.2]  # NaN: an epoch of a stock checkpoint
+    told = [distrusted(trust[:n]) for n in range(len(trust) + 1)]
+    assert [epoch for epoch, warnings in enumerate(told, -1) if warnings] == [3]
+    assert told[4][0].startswith("warning: unlabeled images count less than half of what they would (trust)")
 
 
 def test_curves_go_through_a_checkpoint():

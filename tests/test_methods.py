@@ -150,6 +150,8 @@ def test_methods_with_a_threshold_wait_until_classes_are_learned_and_count(
     weight = trainer.unsupervised_weight * curves["semi_learned"][0]
     assert weight > 0 and curves["semi_trust"] == [1, trust]
     assert curves["semi_weight"] == [0, pytest.approx(weight * trust)]
+    named = [line for line in trainer.warnings() if line.startswith("warning: next to no pseudo label of")]
+    assert len(named) == (0 if trust else trainer.label_manager.num_segmentation_heads)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from nnunet_semi.consistency.losses import PseudoLabelLoss
 from nnunet_semi.consistency.pseudo_label import class_shares, known_labels
 from nnunet_semi.consistency.ramp import sigmoid_rampup
 from nnunet_semi.consistency.trust import Trust
-from nnunet_semi.curves import KEPT, SHARES, CurveLogger, class_curves, log_line, vanished
+from nnunet_semi.curves import KEPT, SHARES, CurveLogger, class_curves, distrusted, log_line, vanished
 from nnunet_semi.errors import UserError, WrongUse
 from nnunet_semi.perturbation.intensity import IntensityPerturbation
 from nnunet_semi.plugin_trainer import PluginTrainer
@@ -292,12 +292,8 @@ class nnUNetTrainerSemi(PluginTrainer):
                 "warning: unlabeled images count next to nothing, since a class is not learned yet (see Pseudo dice); "
                 "train longer, or with a subclass that has wait_for_classes = False"
             )
-        trust = self.logger.get_value(TRUST, step=None) if self.wait_for_classes else []
-        if trust and trust[-1] < 0.5 and not np.less(trust[:-1], 0.5).any():
-            said.append(
-                "warning: unlabeled images count less than half of what they would (trust), since their pseudo labels "
-                "shrink, or too few of a class are sure enough; see progress.png, and compare with nnUNetTrainer"
-            )
+        if self.wait_for_classes:
+            said.extend(distrusted(self.logger.get_value(TRUST, step=None)))
         return said
 
     # --- unlabeled data ---

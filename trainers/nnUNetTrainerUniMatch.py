@@ -14,7 +14,7 @@ from nnunet_semi.curves import KEPT, starved
 from nnunet_semi.perturbation.cutmix import CutMix, draw_cutmix
 from nnunet_semi.perturbation.dropout import FeatureDropout
 from nnunet_semi.plugin_trainer import unwrap
-from nnunet_semi.trainers.nnUNetTrainerSemi import Losses, finest, nnUNetTrainerSemi, split, split_like
+from nnunet_semi.trainers.nnUNetTrainerSemi import TRUST, Losses, finest, nnUNetTrainerSemi, split, split_like
 
 
 class nnUNetTrainerFixMatch(nnUNetTrainerSemi):
@@ -76,7 +76,9 @@ class nnUNetTrainerFixMatch(nnUNetTrainerSemi):
     def warnings(self) -> list[str]:
         """Those of all methods, and the classes that the threshold leaves out."""
         weights, kept = (self.logger.get_value(name, step=None) for name in ("semi_weight", KEPT))
-        counting = [weight > 0.1 * self.unsupervised_weight for weight in weights]
+        trust = self.logger.get_value(TRUST, step=None) if self.wait_for_classes else [1.0] * len(weights)
+        least = 0.1 * self.unsupervised_weight
+        counting = [weight > least or factor < 0.5 for weight, factor in zip(weights, trust, strict=True)]
         return [*super().warnings(), *starved(kept, counting, self._output_names())]
 
 
